@@ -1,0 +1,49 @@
+// Any processor: the compiler's own vectors of 4 lanes. Multiply and add are rounded one after the other.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "numbers.h"
+
+namespace urial::cpu::URIAL_RUNG {
+
+struct Isa {
+  typedef float F __attribute__((vector_size(16)));
+  typedef int32_t I __attribute__((vector_size(16)));
+  static constexpr int W = 4;
+  static constexpr int NV = 2;
+  static constexpr int MR = 4;
+
+  static F set1(float v) { return F{v, v, v, v}; }
+  static F zero() { return set1(0.f); }
+  static F load(const float* p) {
+    F v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static void store(float* p, F v) { std::memcpy(p, &v, sizeof v); }
+  static F add(F a, F b) { return a + b; }
+  static F sub(F a, F b) { return a - b; }
+  static F mul(F a, F b) { return a * b; }
+  static F div(F a, F b) { return a / b; }
+  static F fma(F a, F b, F c) { return a * b + c; }
+  static F max(F a, F b) { return a > b ? a : b; }
+  static F min(F a, F b) { return a < b ? a : b; }
+  // Adding and taking away 1.5 * 2^23 leaves the nearest integer, ties to even, for |a| < 2^22.
+  static F round(F a) { return (a + 12582912.f) - 12582912.f; }
+  static F scale2(F a, F n) {
+    const I bits = (__builtin_convertvector(n, I) + 127) << 23;
+    F scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    return a * scale;
+  }
+  static int count(I mask) { return -(mask[0] + mask[1] + mask[2] + mask[3]); }
+  static int count_greater(F a, F b) { return count(a > b); }
+  static int count_equal(F a, F b) { return count(a == b); }
+  static void widen(const uint16_t* p, F& first, F& second) {
+    for (int i = 0; i < W; ++i) first[i] = bf16_to_f32(p[2 * i]), second[i] = bf16_to_f32(p[2 * i + 1]);
+  }
+  static void prefetch(const void* p) { __builtin_prefetch(p); }
+};
+
+}  // namespace urial::cpu::URIAL_RUNG

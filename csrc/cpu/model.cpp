@@ -1,0 +1,116 @@
+#include "model.h"
+
+#include <stdexcept>
+
+namespace urial::cpu {
+namespace {
+
+const Kernels& kernels_or_throw(const std::string& isa, Dtype dtype) {
+  const Kernels* k = find_kernels(isa.c_str(), dtype);
+  if (!k) throw std::invalid_argument("instruction set '" + isa + "' is not in this build or not on this machine");
+  return *k;
+}
+
+std::vector<float> padded(const float* values, int n) {
+  std::vector<float> out(round_up(n, kPanel), 0.f);
+  for (int i = 0; i < n; ++i) out[i] = values[i];
+  return out;
+}
+
+}  // namespace
+
+Model::Model(const Shape& shape, Dtype dtype, const std::string& isa, int threads, const float* cos, const float* sin)
+    : shape_(shape), dtype_(dtype), k_(kernels_or_throw(isa, dtype)), team_(threads), layers_(shape.layers) {
+  const Shape& s = shape_;
+  if (s.head_dim > kMaxHead || s.head_dim % 2) throw std::invalid_argument("head size must be even and at most 256");
+  if (s.heads / s.kv_heads > kMaxQueries) throw std::invalid_argument("at most 128 query heads a key head");
+  const size_t table = size_t(s.positions) * s.head_dim / 2;
+  cos_.assign(cos, cos + table);
+  sin_.assign(sin, sin + table);
+  for (Layer& layer : layers_) {
+    make(layer.qkv, (s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden);
+    make(layer.output, s.hidden, s.heads * s.head_dim);
+    make(layer.gate_up, 2 * round_up(s.feed_forward, kPanel / 2), s.hidden);
+    make(layer.down, s.hidden, s.feed_forward);
+  }
+  make(head_, s.vocab, s.hidden);
+  block_bytes_ = size_t(s.layers) * s.kv_heads * CacheLayout(s.head_dim, dtype).head_bytes();
+}
+
+void Model::make(Matrix& m, int n, int k) {
+  m.w = Packed{nullptr, n, k, dtype_};
+  m.memory = Memory(m.w.bytes());
+  m.w.data = m.memory.data();
+  weight_bytes_ += m.w.bytes();
+}
+
+Model::Place Model::place(Part part, int layer) {
+  const int q = shape_.heads * shape_.head_dim, kv = shape_.kv_heads * shape_.head_dim;
+  constexpr int kAll = 1 << 30, kHalf = kPanel / 2;
+  if (part == Part::kHead) return {&head_, {0, kAll, 0}};
+  if (part == Part::kEmbedding) return {&embedding_, {0, kAll, 0}};
+  Layer& l = layers_.at(layer);
+  switch (part) {
+    case Part::kQuery:
+      return {&l.qkv, {0, kAll, 0}};
+    case Part::kKey:
+      return {&l.qkv, {q, kAll, 0}};
+    case Part::kValue:
+      return {&l.qkv, {q + kv, kAll, 0}};
+    case Part::kOutput:
+      return {&l.output, {0, kAll, 0}};
+    case Part::kGate:
+      return {&l.gate_up, {0, kHalf, kPanel}};
+    case Part::kUp:
+      return {&l.gate_up, {kHalf, kHalf, kPanel}};
+    default:
+      return {&l.down, {0, kAll, 0}};
+  }
+}
+
+void Model::load_matrix(Part part, int layer, const void* source, Source type, int rows, int columns) {
+  if (part == Part::kEmbedding) make(embedding_, shape_.vocab, shape_.hidden);
+  const Place to = place(part, layer);
+  if (columns != to.matrix->w.k || to.columns.of(rows - 1) >= to.matrix->w.panels() * kPanel)
+    throw std::invalid_argument("a weight has another shape than the configuration");
+  team_.run([&](int) {
+    team_.share(rows, kPanel, [&](int begin, int end) { pack_rows(source, type, begin, end, to.matrix->w, to.columns); });
+  });
+}
+
+void Model::load_bias(Part part, int layer, const float* bias, int n) {
+  const Place to = place(part, layer);
+  to.matrix->bias.resize(to.matrix->w.panels() * kPanel, 0.f);
+  for (int i = 0; i < n; ++i) to.matrix->bias.at(to.columns.of(i)) = bias[i];
+}
+
+void Model::load_norm(int layer, bool feed_forward, const float* weight) {
+  std::vector<float> w = padded(weight, shape_.hidden);
+  weight_bytes_ += size_t(shape_.hidden) * sizeof(float);
+  if (layer == shape_.layers) {
+    final_norm_ = std::move(w);
+  } else {
+    (feed_forward ? layers_.at(layer).feed_forward_norm : layers_.at(layer).attention_norm) = std::move(w);
+  }
+}
+
+void Model::allocate(size_t blocks) {
+  pool_ = Memory();  // the old pool goes first: both may not fit
+  pool_ = Memory(blocks * block_bytes_);
+  blocks_ = blocks;
+}
+
+void Model::reserve(int rows) {
+  if (rows <= capacity_) return;
+  const Shape& s = shape_;
+  const size_t x = k_.x_bytes, f = sizeof(float), r = rows;
+  residual_ = Memory(r * round_up(s.hidden, kPanel) * f);
+  normed_ = Memory(r * round_up(s.hidden, kPanel) * x);
+  qkv_ = Memory(r * round_up((s.heads + 2 * s.kv_heads) * s.head_dim, kPanel) * f);
+  queries_ = Memory(r * s.heads * s.head_dim * x);
+  attended_ = Memory(r * round_up(s.heads * s.head_dim, kPanel) * x);
+  act_ = Memory(r * round_up(s.feed_forward, kPanel) * x);
+  capacity_ = rows;
+}
+
+}  // namespace urial::cpu

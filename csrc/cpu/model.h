@@ -1,0 +1,101 @@
+// A Llama or Mistral model on the CPU: weights, KV-cache pool, threads, and one call for all layers.
+//
+// The Python side owns names and files; this side owns memory and arithmetic. Nothing here knows what a block means.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "memory.h"
+#include "pack.h"
+#include "pool.h"
+#include "types.h"
+
+namespace urial::cpu {
+
+struct Shape {
+  int vocab, hidden, feed_forward, layers, heads, kv_heads, head_dim, window, positions;
+  float norm_eps;
+};
+
+// A weight that the caller fills: what it is, and where its rows go.
+enum class Part { kQuery, kKey, kValue, kOutput, kGate, kUp, kDown, kHead, kEmbedding };
+
+struct ForwardArgs {
+  const int32_t *token_ids, *positions, *sequences;  // [T]
+  const int32_t* tables;                             // [B][table_stride]
+  int rows, table_stride;
+  float* hidden;  // [T][C] out
+};
+
+// Where a value that is not finite was first seen; layer -1 is the embedding. ok() when all is well.
+struct Fault {
+  int layer, row;
+  bool ok() const { return row < 0; }
+};
+
+class Model {
+ public:
+  Model(const Shape& shape, Dtype dtype, const std::string& isa, int threads, const float* cos, const float* sin);
+
+  const Shape& shape() const { return shape_; }
+  const Kernels& kernels() const { return k_; }
+  Team& team() { return team_; }
+
+  // Weights. A source matrix is [rows, columns] in the checkpoint's own order. Without a kEmbedding part, the head is tied.
+  void load_matrix(Part part, int layer, const void* source, Source type, int rows, int columns);
+  void load_bias(Part part, int layer, const float* bias, int n);
+  void load_norm(int layer, bool feed_forward, const float* weight);  // layer == L: the final norm
+  size_t weight_bytes() const { return weight_bytes_; }
+
+  // KV-cache.
+  size_t block_bytes() const { return block_bytes_; }
+  void allocate(size_t blocks);
+  size_t blocks() const { return blocks_; }
+  char* block(size_t i) const { return pool_.data() + i * block_bytes_; }
+
+  Fault forward(const ForwardArgs& args);
+
+  // The head. Activations of M hidden states are made once, then vocabulary tiles are computed where they are needed.
+  const Packed& head() const { return head_.w; }
+  int head_stride() const { return round_up(shape_.hidden, kPanel); }
+  // Inside team().run(): hidden [rows][C] -> activations [rows][head_stride()].
+  void activations(const float* hidden, int rows, void* x);
+
+ private:
+  struct Matrix {
+    Memory memory;
+    Packed w;
+    std::vector<float> bias;
+  };
+  struct Layer {
+    std::vector<float> attention_norm, feed_forward_norm;
+    Matrix qkv, output, gate_up, down;
+  };
+  struct Place {
+    Matrix* matrix;
+    Columns columns;
+  };
+  class Pass;  // one forward call, in forward.cpp
+
+  Place place(Part part, int layer);
+  void make(Matrix& m, int n, int k);
+  void reserve(int rows);
+
+  const Shape shape_;
+  const Dtype dtype_;
+  const Kernels& k_;
+  Team team_;
+  std::vector<float> cos_, sin_;
+  std::vector<Layer> layers_;
+  std::vector<float> final_norm_;
+  Matrix head_, embedding_;
+  size_t weight_bytes_ = 0, block_bytes_ = 0, blocks_ = 0;
+  Memory pool_;
+
+  // Activations of a call of up to capacity_ rows, kept between calls.
+  int capacity_ = 0;
+  Memory residual_, normed_, qkv_, queries_, attended_, act_;
+};
+
+}  // namespace urial::cpu

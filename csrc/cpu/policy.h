@@ -1,0 +1,113 @@
+// How a packed dtype meets an instruction set. A policy says what an activation is (X), what a weight is (Wt), how many k one
+// step takes, and how to add a step's product to an accumulator. Everything else is written once, against a policy.
+#pragma once
+#include "numbers.h"
+#include "types.h"
+
+namespace urial::cpu::URIAL_RUNG {
+
+// fp32 weights and activations.
+struct F32 : Isa {
+  using X = float;
+  using Wt = float;
+  static constexpr Dtype kDtype = Dtype::kF32;
+  static constexpr int kStep = 1;
+  struct Weights {
+    F v;
+  };
+  struct Broadcast {
+    F v;
+  };
+  static Weights weights(const Wt* p) { return {load(p)}; }
+  static Broadcast broadcast(const X* p) { return {set1(*p)}; }
+  static F dot(F acc, Broadcast x, Weights w) { return fma(x.v, w.v, acc); }
+  static void store_x(X* p, F v) { store(p, v); }
+  static X to_x(float v) { return v; }
+  static Wt to_wt(float v) { return v; }
+};
+
+#ifdef URIAL_BF16_DOT
+// bf16 weights and activations, two k an instruction.
+struct Bf16 : Isa {
+  using X = uint16_t;
+  using Wt = uint16_t;
+  static constexpr Dtype kDtype = Dtype::kBf16;
+  static constexpr int kStep = 2;
+  using Weights = __m512bh;
+  using Broadcast = __m512bh;
+  static Weights weights(const Wt* p) { return (__m512bh)_mm512_loadu_si512(p); }
+  static Broadcast broadcast(const X* p) {
+    int32_t pair;
+    __builtin_memcpy(&pair, p, 4);
+    return (__m512bh)_mm512_set1_epi32(pair);
+  }
+  static F dot(F acc, Broadcast x, Weights w) { return _mm512_dpbf16_ps(acc, x, w); }
+  static void store_x(X* p, F v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(v)); }
+  static X to_x(float v) { return f32_to_bf16(v); }
+  static Wt to_wt(float v) { return f32_to_bf16(v); }
+};
+#else
+// bf16 weights widened on the way in; activations stay fp32, which costs nothing and rounds less.
+struct Bf16 : Isa {
+  using X = float;
+  using Wt = uint16_t;
+  static constexpr Dtype kDtype = Dtype::kBf16;
+  static constexpr int kStep = 2;
+  struct Weights {
+    F first, second;
+  };
+  struct Broadcast {
+    F first, second;
+  };
+  static Weights weights(const Wt* p) {
+    Weights w;
+    widen(p, w.first, w.second);
+    return w;
+  }
+  static Broadcast broadcast(const X* p) { return {set1(p[0]), set1(p[1])}; }
+  static F dot(F acc, Broadcast x, Weights w) { return fma(x.second, w.second, fma(x.first, w.first, acc)); }
+  static void store_x(X* p, F v) { store(p, v); }
+  static X to_x(float v) { return v; }
+  static Wt to_wt(float v) { return f32_to_bf16(v); }
+};
+#endif
+
+// Sum and maximum over lanes, in a fixed order.
+inline float sum(Isa::F v) {
+  float lanes[Isa::W];
+  Isa::store(lanes, v);
+  for (int half = Isa::W / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+inline float largest(Isa::F v) {
+  float lanes[Isa::W];
+  Isa::store(lanes, v);
+  float m = lanes[0];
+  for (int i = 1; i < Isa::W; ++i) m = lanes[i] > m ? lanes[i] : m;
+  return m;
+}
+
+// e^x for x <= 88, to about 2 units in the last place; below -87 the result is about 1e-38, never 0. The bounds stand first
+// because max(a, b) and min(a, b) give b where one is NaN: a NaN must come out as a NaN.
+inline Isa::F exp(Isa::F x) {
+  using I = Isa;
+  x = I::min(I::set1(88.f), I::max(I::set1(-87.f), x));
+  const I::F n = I::round(I::mul(x, I::set1(1.44269504f)));
+  // ln 2 in two parts: the first has few bits, so that n times it is exact.
+  I::F r = I::fma(n, I::set1(-0.693359375f), x);
+  r = I::fma(n, I::set1(2.12194440e-4f), r);
+  constexpr float kTaylor[] = {1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 0.5f, 1.f, 1.f};
+  I::F p = I::set1(1.f / 5040);
+  for (const float c : kTaylor) p = I::fma(p, r, I::set1(c));
+  return I::scale2(p, n);
+}
+
+inline float exp(float x) {
+  float lanes[Isa::W];
+  Isa::store(lanes, exp(Isa::set1(x)));
+  return lanes[0];
+}
+
+}  // namespace urial::cpu::URIAL_RUNG

@@ -1,0 +1,124 @@
+// Operations on one row: norm, conversion, rotary embedding with the write to the cache, statistics of logits.
+#pragma once
+#include <cmath>
+
+#include "policy.h"
+
+namespace urial::cpu::URIAL_RUNG {
+
+// in and weight are padded with zeros to whole panels.
+template <class P>
+bool rmsnorm(const float* in, const float* weight, float eps, int n, void* x, float* full) {
+  using F = typename P::F;
+  const int padded = round_up(n, kPanel);
+  F squares = P::zero();
+  for (int i = 0; i < padded; i += P::W) squares = P::fma(P::load(in + i), P::load(in + i), squares);
+  const float mean = sum(squares) / float(n);
+  const F scale = P::set1(1.f / std::sqrt(mean + eps));
+  for (int i = 0; i < padded; i += P::W) {
+    const F y = P::mul(P::mul(P::load(in + i), scale), P::load(weight + i));
+    if (x) P::store_x(static_cast<typename P::X*>(x) + i, y);
+    if (full) P::store(full + i, y);
+  }
+  return mean - mean == 0.f;  // false for NaN and for infinity
+}
+
+template <class P>
+void convert(const float* in, int n, void* x) {
+  auto* out = static_cast<typename P::X*>(x);
+  int i = 0;
+  for (; i + P::W <= n; i += P::W) P::store_x(out + i, P::load(in + i));
+  float rest[P::W] = {};
+  if (i < n) {
+    for (int j = i; j < n; ++j) rest[j - i] = in[j];
+    P::store_x(out + i, P::load(rest)), i += P::W;
+  }
+  for (; i < round_up(n, kPanel); i += P::W) P::store_x(out + i, P::zero());
+}
+
+// Half-split rotation of one head: (a, b) -> (a cos - b sin, b cos + a sin) with a, b the two halves.
+inline void rotate(const float* in, const float* cos, const float* sin, int half, float* out) {
+  for (int i = 0; i < half; ++i) {
+    const float a = in[i], b = in[i + half];
+    out[i] = a * cos[i] - b * sin[i];
+    out[i + half] = b * cos[i] + a * sin[i];
+  }
+}
+
+// Rotates the queries and keys of row t; queries go to the query matrix, keys and values to their slot of the cache.
+template <class P>
+void rope(const RopeArgs& a, int t) {
+  const AttentionArgs& c = a.cache;
+  const int D = c.head_dim, half = D / 2, G = c.heads / c.kv_heads, position = c.positions[t];
+  const float *cos = a.cos + size_t(position) * half, *sin = a.sin + size_t(position) * half;
+  const float* in = a.qkv + t * a.stride;
+  float turned[kMaxHead];
+  for (int h = 0; h < c.heads; ++h) {
+    rotate(in + h * D, cos, sin, half, turned);
+    auto* q = static_cast<typename P::X*>(a.q) + ((size_t(h / G) * c.rows + t) * G + h % G) * D;
+    for (int d = 0; d < D; ++d) q[d] = P::to_x(turned[d]);
+  }
+  const CacheLayout layout(D, P::kDtype);
+  const int32_t block = c.tables[size_t(c.sequences[t]) * c.table_stride + position / kBlock];
+  const int slot = position % kBlock, column = slot % kPanel;
+  const int steps = round_up(D, P::kStep) / P::kStep;
+  char* base = c.pool + size_t(block) * c.block_bytes + c.layer_offset;
+  for (int h = 0; h < c.kv_heads; ++h, base += layout.head_bytes()) {
+    rotate(in + (c.heads + h) * D, cos, sin, half, turned);
+    // Keys: a packed matrix with 64 columns (the keys) and k = D.
+    auto* keys = reinterpret_cast<typename P::Wt*>(base) + size_t(slot / kPanel) * steps * kPanel * P::kStep;
+    for (int d = 0; d < D; ++d)
+      keys[(size_t(d / P::kStep) * kPanel + column) * P::kStep + d % P::kStep] = P::to_wt(turned[d]);
+    // Values: a packed matrix with D columns and k = 64 (the keys).
+    auto* values = reinterpret_cast<typename P::Wt*>(base + layout.key_bytes);
+    const float* v = in + (c.heads + c.kv_heads + h) * D;
+    constexpr int kPanelElements = kBlock * kPanel;
+    for (int d = 0; d < D; ++d)
+      values[size_t(d / kPanel) * kPanelElements + (slot / P::kStep * kPanel + d % kPanel) * P::kStep + slot % P::kStep] =
+          P::to_wt(v[d]);
+  }
+}
+
+template <class P>
+TileStats stats(const float* z, const float* other, int n, float z_y) {
+  using F = typename P::F;
+  TileStats s{};
+  const F target = P::set1(z_y);
+  F top = P::load(z), finite = P::zero();
+  for (int i = 0; i < n; i += P::W) {
+    const F v = P::load(z + i);
+    top = P::max(top, v);
+    finite = P::fma(v, P::zero(), finite);  // NaN as soon as one value is NaN or infinite
+    s.greater += P::count_greater(v, target);
+    s.equal += P::count_equal(v, target);
+  }
+  s.max = largest(top);
+  const float zero = sum(finite);
+  s.finite = zero == zero;
+  const F max = P::set1(s.max), floor = P::set1(-87.f);
+  F total = P::zero(), dot = P::zero(), cross = P::zero();
+  for (int i = 0; i < n; i += P::W) {
+    const F v = P::load(z + i), d = P::max(P::sub(v, max), floor), e = exp(d);
+    total = P::add(total, e);
+    dot = P::fma(e, d, dot);
+    if (other) cross = P::fma(e, P::sub(v, P::load(other + i)), cross);
+  }
+  s.sum = sum(total), s.dot = sum(dot), s.cross = sum(cross);
+  return s;
+}
+
+template <class P>
+int argmax(const float* z, int n) {
+  float best = z[0];
+  int at = 0, i = 0;
+  for (; i + P::W <= n; i += P::W) {
+    if (P::count_greater(P::load(z + i), P::set1(best)) == 0) continue;
+    for (int j = i; j < i + P::W; ++j)
+      if (z[j] > best) best = z[j], at = j;
+  }
+  for (; i < n; ++i)
+    if (z[i] > best) best = z[i], at = i;
+  return at;
+}
+
+}  // namespace urial::cpu::URIAL_RUNG

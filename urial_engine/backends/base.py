@@ -1,0 +1,145 @@
+"""What a backend must do. The engine, the scheduler and the token shift know this page and nothing below it.
+
+Letters: B sequences, T rows (new tokens) of a call, M rows given to the head, C hidden size, V vocabulary, P tokens a block.
+
+A backend owns the weights and a pool of KV-cache blocks of `block_size` tokens, all layers of a token in the same block. The caller
+owns the meaning of the blocks: which sequence reads which physical block at which absolute block index (`Batch.block_tables`).
+Two sequences that name the same physical block at the same index share it, and attention reads it once for both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ..config import ModelConfig
+
+I32 = NDArray[np.int32]
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One forward call: T new tokens of B sequences. Their keys and values are written to the cache before attention reads it.
+
+    Rows of one sequence are adjacent and in rising position; sequences that share blocks stand beside each other (speed only).
+    Everything before a row's position must already be in the cache or earlier in the same call.
+    """
+
+    token_ids: I32  # [T]
+    positions: I32  # [T] absolute, counted from 0
+    sequences: I32  # [T] row of block_tables, non-decreasing
+    block_tables: I32  # [B, blocks] physical block at each absolute block index; entries past the last position are not read
+
+
+@dataclass(frozen=True, slots=True)
+class SampleBatch:
+    """How to choose the next token of each of M rows. See `SamplingParams` for the meaning of each field.
+
+    The order of operations: banned tokens to -inf, repetition, presence and frequency penalties, temperature, top-k, top-p, min-p,
+    then one draw. `penalty_*` and `banned_*` are ragged: row i owns entries offsets[i] .. offsets[i + 1].
+    """
+
+    temperature: F32  # [M], 0 = greedy: the largest logit, the smallest id among equals
+    top_k: I32  # [M], 0 = all
+    top_p: F32  # [M], 1 = all
+    min_p: F32  # [M], 0 = all
+    repetition_penalty: F32  # [M], 1 = off; divides positive logits, multiplies negative ones
+    presence_penalty: F32  # [M]
+    frequency_penalty: F32  # [M]
+    seed: NDArray[np.uint64]  # [M]
+    sample: NDArray[np.uint32]  # [M] index among the n samples of a request
+    position: NDArray[np.uint32]  # [M] absolute position of the token to be chosen
+    penalty_offsets: I32  # [M + 1]
+    penalty_ids: I32  # distinct ids within a row
+    penalty_repeats: NDArray[np.uint8]  # 1 where the repetition penalty applies to this id
+    penalty_counts: I32  # how often the id stands in the output (presence and frequency penalties)
+    banned_offsets: I32  # [M + 1]
+    banned_ids: I32
+    top_logprobs: int = 0  # how many of the most likely tokens to report, the same for all rows
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The chosen tokens. Log-probabilities are those of the raw model (before penalties and temperature), in nats."""
+
+    token_ids: I32  # [M]
+    logprob: F32  # [M]
+    rank: I32  # [M] 1 + how many raw logits are larger
+    top_ids: I32  # [M, k] by falling raw logit, then rising id
+    top_logprobs: F32  # [M, k]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadScores:
+    """What one head says of a given token at each of M rows.
+
+    rank = 1 + #{v != y : z_v > z_y}, ties = #{v != y : z_v = z_y}, both exact on the fp32 logits z; y is excluded by index.
+    """
+
+    rank: I32  # [M]
+    ties: I32  # [M]
+    logprob: F32  # [M] nats
+    entropy: F32  # [M] nats
+    top_ids: I32  # [M, k] by falling logit, then rising id
+    top_logprobs: F32  # [M, k]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadComparison:
+    """Two heads on the same tokens: KL divergences over the full vocabulary, in nats."""
+
+    base: HeadScores
+    aligned: HeadScores
+    kl_aligned_base: F32  # [M]
+    kl_base_aligned: F32  # [M]
+
+
+class Backend(Protocol):
+    """Implemented by `reference` (numpy, fp64) and `cpu` (C++). Every method raises `NumericsError` where a value is not finite."""
+
+    name: str  # "cpu"
+    variant: str  # what else changes the bits of a result: the instruction set; goes into the prefix fingerprint
+    dtype: str  # "bfloat16" | "float32" | "float64": what weights and cache are held in
+    threads: int
+    config: ModelConfig
+    block_size: int  # tokens a block
+    block_bytes: int  # bytes a block, all layers, keys and values
+    weight_bytes: int
+
+    def allocate(self, blocks: int) -> None:
+        """Reserve the pool of KV-cache blocks; replaces an earlier pool. Blocks start out zeroed."""
+
+    def forward(self, batch: Batch) -> F32:
+        """All layers and the final norm -> hidden states [T, C]. Writes the T tokens' keys and values to the cache."""
+
+    def logits(self, hidden: F32) -> F32:
+        """[M, C] -> [M, V], fp32. For callers who need them all; nothing in generate or score does."""
+
+    def next_tokens(self, hidden: F32, how: SampleBatch) -> Sampled:
+        """The head's exit for generation: [M, C] -> one token a row."""
+
+    def score(self, hidden: F32, targets: I32, top_k: int) -> HeadScores:
+        """The head's exit for scoring: vocabulary tiles in cache, never [M, V]."""
+
+    def compare(self, hidden: F32, targets: I32, top_k: int, aligned: Backend, aligned_hidden: F32) -> HeadComparison:
+        """Score both heads and stream both KL divergences over the same tiles. `self` is the base."""
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy a whole block within the pool."""
+
+    def zero_block(self, block: int) -> None:
+        """Clear a block before it is reused: what a masked key multiplies must be finite."""
+
+    def read_block(self, block: int) -> NDArray[np.uint8]:
+        """[block_bytes] copy of a block, for the prefix file."""
+
+    def write_block(self, block: int, data: NDArray[np.uint8]) -> None:
+        """The inverse of `read_block`."""
+
+    def close(self) -> None:
+        """Free threads, weights and pool."""

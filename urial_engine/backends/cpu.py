@@ -1,0 +1,192 @@
+"""The native CPU backend: weights go in once, packed for the instruction set; tokens go in, hidden states and choices come out.
+
+Everything heavy happens in `csrc/cpu`; this file hands over arrays and turns faults into errors that carry a layer and a row.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _native
+from ..errors import NumericsError, ParameterError
+from .base import F32, I32, Backend, Batch, HeadComparison, HeadScores, SampleBatch, Sampled
+
+if TYPE_CHECKING:
+    from ..config import ModelConfig
+    from ..weights import Weights
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+def available_isas() -> tuple[str, ...]:
+    """Instruction sets of this build that this machine runs, best first; "portable" is always the last."""
+    return tuple(_native.available_isas())
+
+
+class CpuBackend:
+    """Implements `Backend`. Bit for bit the same at any batch, chunk and thread count; instruction sets differ from each other.
+
+    Raises `ParameterError` for an instruction set, dtype or thread count that cannot be had.
+    """
+
+    name = "cpu"
+    block_size: int = _native.BLOCK_SIZE
+
+    def __init__(
+        self, weights: Weights, *, dtype: str = "auto", threads: int | None = None, isa: str = "auto"
+    ) -> None:
+        self.config: ModelConfig = weights.config
+        self.variant = _choose_isa(isa)
+        self.dtype = _choose_dtype(dtype, weights.dtype)
+        self.threads = _choose_threads(threads)
+        c = self.config
+        # The rotary tables are the largest thing that grows with the context: [positions, D / 2] twice.
+        cos, sin = c.rope.tables(c.head_dim, c.max_positions)
+        shape = {
+            "vocab": c.vocab_size, "hidden": c.hidden_size, "feed_forward": c.intermediate_size,
+            "layers": c.num_layers, "heads": c.num_heads, "kv_heads": c.num_kv_heads,
+            "head_dim": c.head_dim, "window": c.sliding_window or 0, "positions": c.max_positions,
+            "norm_eps": c.rms_norm_eps,
+        }  # fmt: skip
+        self._model = _native.Model(shape, self.dtype, self.variant, self.threads, cos, sin)
+        _load(self._model, weights)
+        self.block_bytes: int = self._model.block_bytes
+        self.weight_bytes: int = self._model.weight_bytes
+
+    def allocate(self, blocks: int) -> None:
+        """See `Backend`. The pool is reserved, not touched: pages come with the first token in them."""
+        self._model.allocate(blocks)
+
+    def forward(self, batch: Batch) -> F32:
+        """See `Backend`."""
+        hidden, layer, row = self._model.forward(
+            batch.token_ids, batch.positions, batch.sequences, batch.block_tables
+        )
+        if row >= 0:
+            where = f"after layer {layer}" if layer >= 0 else "in the embedding"
+            raise NumericsError(
+                f"a value that is not finite appeared {where}, row {row} of the call", layer=layer, row=row
+            )
+        return hidden  # type: ignore[no-any-return]
+
+    def logits(self, hidden: F32) -> F32:
+        """See `Backend`."""
+        out, bad = self._model.logits(hidden)
+        _check_head(bad)
+        return out  # type: ignore[no-any-return]
+
+    def next_tokens(self, hidden: F32, how: SampleBatch) -> Sampled:
+        """See `Backend`."""
+        arrays = {f.name: getattr(how, f.name) for f in fields(how) if f.name != "top_logprobs"}
+        *out, bad = self._model.next_tokens(hidden, arrays, how.top_logprobs)
+        _check_head(bad)
+        return Sampled(*out)
+
+    def score(self, hidden: F32, targets: I32, top_k: int) -> HeadScores:
+        """See `Backend`."""
+        scores, bad = self._model.score(hidden, targets, top_k)
+        _check_head(bad)
+        return HeadScores(*scores)
+
+    def compare(
+        self, hidden: F32, targets: I32, top_k: int, aligned: Backend, aligned_hidden: F32
+    ) -> HeadComparison:
+        """See `Backend`. Both heads must be on the CPU backend."""
+        if not isinstance(aligned, CpuBackend):
+            raise ParameterError(
+                f"two heads are compared on one backend: this is cpu, the other {aligned.name}; open both on the same device"
+            )
+        mine, theirs, kl_aligned_base, kl_base_aligned, bad = self._model.compare(
+            hidden, targets, top_k, aligned._model, aligned_hidden
+        )
+        _check_head(bad)
+        return HeadComparison(HeadScores(*mine), HeadScores(*theirs), kl_aligned_base, kl_base_aligned)
+
+    def copy_block(self, source: int, target: int) -> None:
+        """See `Backend`."""
+        self._model.copy_block(source, target)
+
+    def zero_block(self, block: int) -> None:
+        """See `Backend`."""
+        self._model.zero_block(block)
+
+    def read_block(self, block: int) -> NDArray[np.uint8]:
+        """See `Backend`."""
+        return self._model.read_block(block)  # type: ignore[no-any-return]
+
+    def write_block(self, block: int, data: NDArray[np.uint8]) -> None:
+        """See `Backend`."""
+        self._model.write_block(block, data)
+
+    def close(self) -> None:
+        """See `Backend`. The backend cannot be used afterwards."""
+        del self._model
+
+
+def _choose_isa(isa: str) -> str:
+    have = available_isas()
+    if isa == "auto":
+        return have[0]
+    if isa not in have:
+        raise ParameterError(f"isa={isa!r} is not in this build or not on this machine; it has {', '.join(have)}")
+    return isa
+
+
+def _choose_dtype(dtype: str, on_disk: str) -> str:
+    if dtype == "auto":
+        # fp16 has no fast arithmetic here; its values are rounded to bf16 unless the caller asks for float32.
+        return "float32" if on_disk == "float32" else "bfloat16"
+    if dtype not in ("bfloat16", "float32"):
+        raise ParameterError(f"dtype={dtype!r}: the cpu backend computes in 'bfloat16' or 'float32' (or 'auto')")
+    return dtype
+
+
+def _choose_threads(threads: int | None) -> int:
+    if threads is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not 1 <= threads <= 1024:
+        raise ParameterError(f"threads={threads}: give a number from 1 to 1024, or None for all cores")
+    return threads
+
+
+def _load(model: Any, weights: Weights) -> None:
+    """Read every parameter once and hand it over, layer by layer; no more than one stands unpacked at a time."""
+    c = weights.config
+    for layer in range(c.num_layers):
+        stem = f"model.layers.{layer}."
+        parts = [("self_attn", p, c.attention_bias) for p in _ATTENTION]
+        parts += [("mlp", p, c.mlp_bias) for p in _MLP]
+        for module, part, bias in parts:
+            model.load_matrix(part, layer, _raw(weights.read(f"{stem}{module}.{part}.weight")))
+            if bias:
+                model.load_bias(part, layer, _f32(weights.read(f"{stem}{module}.{part}.bias")))
+        model.load_norm(layer, False, _f32(weights.read(f"{stem}input_layernorm.weight")))
+        model.load_norm(layer, True, _f32(weights.read(f"{stem}post_attention_layernorm.weight")))
+    model.load_norm(c.num_layers, True, _f32(weights.read("model.norm.weight")))
+    embedding = _raw(weights.read("model.embed_tokens.weight"))
+    if weights.tied:
+        model.load_matrix("lm_head", 0, embedding)
+    else:
+        model.load_matrix("embed_tokens", 0, embedding)
+        model.load_matrix("lm_head", 0, _raw(weights.read("lm_head.weight")))
+    weights.finish()
+
+
+def _raw(tensor: NDArray[Any]) -> NDArray[Any]:
+    """The native side takes bfloat16 as its bits: numpy has no such type of its own."""
+    return np.ascontiguousarray(tensor.view(np.uint16) if tensor.dtype.name == "bfloat16" else tensor)
+
+
+def _f32(tensor: NDArray[Any]) -> F32:
+    return np.ascontiguousarray(tensor, dtype=np.float32)
+
+
+def _check_head(bad: int) -> None:
+    if bad >= 0:
+        raise NumericsError(f"the head's logits are not finite in row {bad} of the call", layer=None, row=bad)
