@@ -61,20 +61,21 @@ inline void merge(Running& run, int query, float max, float sum, const float* ou
 
 // One block against the queries [first, first + count) of the tile; seen[i] is the span of query i.
 template <class P>
-inline void visit(const AttentionArgs& a, const typename P::X* q, const char* block, Running& run, int first, int count,
+inline void visit(Inner<P>& inner, const AttentionArgs& a, const typename P::X* q, const char* block, Running& run, int first, int count,
                   const Span* seen) {
   const int D = a.head_dim, width = round_up(D, kPanel);
   const CacheLayout layout(D, P::kDtype);
   const auto* keys = reinterpret_cast<const typename P::Wt*>(block);
   const auto* values = reinterpret_cast<const typename P::Wt*>(block + layout.key_bytes);
-  const int key_steps = round_up(D, P::kStep) / P::kStep, value_steps = kBlock / P::kStep;
+  const int key_steps = width / P::kStep, value_steps = kBlock / P::kStep;
   const float scale = 1.f / std::sqrt(float(D));
-  float scores[P::MR * kBlock], out[P::MR * kMaxHead], max[P::MR], total[P::MR];
-  typename P::X p[P::MR * kBlock];
-  row_tiles<P>(count, [&](int row, int rows) {
+  constexpr int kRows = Inner<P>::kRows;
+  float scores[kRows * kBlock], out[kRows * kMaxHead], max[kRows], total[kRows];
+  typename P::X p[kRows * kBlock];
+  Inner<P>::tiles(count, [&](int row, int rows) {
     for (int panel = 0; panel < kBlock / kPanel; ++panel)
-      micro_rows<P>(rows, q + size_t(first + row) * D, D, keys + size_t(panel) * key_steps * kPanel * P::kStep, key_steps,
-                    scores + panel * kPanel, kBlock);
+      inner(rows, q + size_t(first + row) * width, width, keys + size_t(panel) * width * kPanel, key_steps,
+            scores + panel * kPanel, kBlock);
     for (int m = 0; m < rows; ++m) {
       const Span span = seen[first + row + m];
       if (span.begin < span.end) {
@@ -84,7 +85,7 @@ inline void visit(const AttentionArgs& a, const typename P::X* q, const char* bl
       }
     }
     for (int panel = 0; panel < width / kPanel; ++panel)
-      micro_rows<P>(rows, p, kBlock, values + size_t(panel) * kBlock * kPanel, value_steps, out + panel * kPanel, width);
+      inner(rows, p, kBlock, values + size_t(panel) * kBlock * kPanel, value_steps, out + panel * kPanel, width);
     for (int m = 0; m < rows; ++m) {
       const Span span = seen[first + row + m];
       if (span.begin < span.end) merge<P>(run, first + row + m, max[m], total[m], out + m * width, width);
@@ -97,7 +98,7 @@ void attention(const AttentionArgs& a, int kv_head, int tile) {
   const int D = a.head_dim, G = a.heads / a.kv_heads, width = round_up(D, kPanel);
   const int row0 = tile * a.tile_rows, rows = row0 + a.tile_rows < a.rows ? a.tile_rows : a.rows - row0;
   const size_t head_offset = a.layer_offset + kv_head * CacheLayout(D, P::kDtype).head_bytes();
-  const auto* q = static_cast<const typename P::X*>(a.q) + (size_t(kv_head) * a.rows + row0) * G * D;
+  const auto* q = static_cast<const typename P::X*>(a.q) + (size_t(kv_head) * a.rows + row0) * G * width;
   float out[kMaxQueries * kMaxHead];
   Running run;
   run.out = out;
@@ -111,6 +112,7 @@ void attention(const AttentionArgs& a, int kv_head, int tile) {
     first = oldest < first ? oldest : first;
     last = position / kBlock > last ? position / kBlock : last;
   }
+  Inner<P> inner;
   Span seen[kMaxQueries];
   for (int b = first; b <= last; ++b) {
     for (int i = 0; i < rows * G; ++i) seen[i] = visible(a.positions[row0 + i / G], b, a.window);
@@ -123,7 +125,7 @@ void attention(const AttentionArgs& a, int kv_head, int tile) {
       const int32_t block = block_of(r);
       int end = r + 1;
       while (end < rows && block_of(end) == block) ++end;
-      if (block >= 0) visit<P>(a, q, a.pool + size_t(block) * a.block_bytes + head_offset, run, r * G, (end - r) * G, seen);
+      if (block >= 0) visit<P>(inner, a, q, a.pool + size_t(block) * a.block_bytes + head_offset, run, r * G, (end - r) * G, seen);
       r = end;
     }
   }

@@ -28,7 +28,7 @@ inline void micro(const typename P::X* x, ptrdiff_t x_stride, const typename P::
   }
 }
 
-// The same for any number of rows up to MR.
+// Any number of rows up to MR, by the kernel for exactly that many.
 template <class P, int M = P::MR>
 inline void micro_rows(int m, const typename P::X* x, ptrdiff_t x_stride, const typename P::Wt* w, int steps, float* out,
                        ptrdiff_t out_stride) {
@@ -36,16 +36,33 @@ inline void micro_rows(int m, const typename P::X* x, ptrdiff_t x_stride, const 
   if constexpr (M > 1) micro_rows<P, M - 1>(m, x, x_stride, w, steps, out, out_stride);
 }
 
-// Rows in equal tiles of at most MR: f(first row, rows).
-template <class P, class Tile>
-inline void row_tiles(int rows, Tile&& f) {
-  const int tiles = (rows + P::MR - 1) / P::MR;
-  for (int t = 0, row = 0; t < tiles; ++t) {
-    const int count = (rows - row) / (tiles - t);
-    f(row, count);
-    row += count;
+// The inner kernel as the operations see it. A rung with matrix registers has its own (amx.h).
+template <class P>
+struct Inner {
+  static constexpr int kRows = P::MR;
+  void operator()(int m, const typename P::X* x, ptrdiff_t x_stride, const typename P::Wt* w, int steps, float* out,
+                  ptrdiff_t out_stride) {
+    micro_rows<P>(m, x, x_stride, w, steps, out, out_stride);
   }
-}
+  // Rows in equal tiles of at most kRows: f(first row, rows).
+  template <class Tile>
+  static void tiles(int rows, Tile&& f) {
+    const int count = (rows + kRows - 1) / kRows;
+    for (int t = 0, row = 0; t < count; ++t) {
+      const int size = (rows - row) / (count - t);
+      f(row, size);
+      row += size;
+    }
+  }
+};
+
+}  // namespace urial::cpu::URIAL_RUNG
+
+#ifdef URIAL_AMX
+#include "amx.h"
+#endif
+
+namespace urial::cpu::URIAL_RUNG {
 
 // What happens to a finished tile of M rows x 32 columns of panel p.
 template <class P>
@@ -78,11 +95,12 @@ inline void finish(const MatmulArgs& a, int p, int row, int rows, const float* t
 template <class P>
 void matmul(const MatmulArgs& a, int panel_begin, int panel_end) {
   const auto* x = static_cast<const typename P::X*>(a.x);
-  float tile[P::MR * kPanel];
+  Inner<P> inner;
+  float tile[Inner<P>::kRows * kPanel];
   for (int p = panel_begin; p < panel_end; ++p) {
     const auto* w = static_cast<const typename P::Wt*>(a.w.panel(p));
-    row_tiles<P>(a.m, [&](int row, int rows) {
-      micro_rows<P>(rows, x + row * a.x_stride, a.x_stride, w, a.w.steps(), tile, kPanel);
+    Inner<P>::tiles(a.m, [&](int row, int rows) {
+      inner(rows, x + row * a.x_stride, a.x_stride, w, a.w.steps(), tile, kPanel);
       finish<P>(a, p, row, rows, tile);
     });
   }

@@ -107,7 +107,7 @@ void Model::reserve(int rows) {
   residual_ = Memory(r * round_up(s.hidden, kPanel) * f);
   normed_ = Memory(r * round_up(s.hidden, kPanel) * x);
   qkv_ = Memory(r * round_up((s.heads + 2 * s.kv_heads) * s.head_dim, kPanel) * f);
-  queries_ = Memory(r * s.heads * s.head_dim * x);
+  queries_ = Memory(r * s.heads * round_up(s.head_dim, kPanel) * x);
   attended_ = Memory(r * round_up(s.heads * s.head_dim, kPanel) * x);
   act_ = Memory(r * round_up(s.feed_forward, kPanel) * x);
   capacity_ = rows;

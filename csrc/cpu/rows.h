@@ -55,13 +55,13 @@ void rope(const RopeArgs& a, int t) {
   float turned[kMaxHead];
   for (int h = 0; h < c.heads; ++h) {
     rotate(in + h * D, cos, sin, half, turned);
-    auto* q = static_cast<typename P::X*>(a.q) + ((size_t(h / G) * c.rows + t) * G + h % G) * D;
+    auto* q = static_cast<typename P::X*>(a.q) + ((size_t(h / G) * c.rows + t) * G + h % G) * round_up(D, kPanel);
     for (int d = 0; d < D; ++d) q[d] = P::to_x(turned[d]);
   }
   const CacheLayout layout(D, P::kDtype);
   const int32_t block = c.tables[size_t(c.sequences[t]) * c.table_stride + position / kBlock];
   const int slot = position % kBlock, column = slot % kPanel;
-  const int steps = round_up(D, P::kStep) / P::kStep;
+  const int steps = round_up(D, kPanel) / P::kStep;
   char* base = c.pool + size_t(block) * c.block_bytes + c.layer_offset;
   for (int h = 0; h < c.kv_heads; ++h, base += layout.head_bytes()) {
     rotate(in + (c.heads + h) * D, cos, sin, half, turned);

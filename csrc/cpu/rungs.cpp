@@ -1,4 +1,10 @@
 // Which instruction sets were built, and which of them this machine runs.
+#ifdef URIAL_HAVE_AMX_BF16
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstring>
 
 #include "types.h"
@@ -19,6 +25,9 @@ URIAL_DECLARE(avx512)
 #ifdef URIAL_HAVE_AVX512_BF16
 URIAL_DECLARE(avx512_bf16)
 #endif
+#ifdef URIAL_HAVE_AMX_BF16
+URIAL_DECLARE(amx_bf16)
+#endif
 
 namespace {
 
@@ -27,14 +36,29 @@ struct Rung {
   bool (*runs)();
 };
 
-#if defined(URIAL_HAVE_AVX512) || defined(URIAL_HAVE_AVX512_BF16)
+#if defined(URIAL_HAVE_AVX512) || defined(URIAL_HAVE_AVX512_BF16) || defined(URIAL_HAVE_AMX_BF16)
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
 }
 #endif
 
+#ifdef URIAL_HAVE_AMX_BF16
+// The processor must have the tiles and the kernel must grant them: they are a large register state, given on request.
+bool has_amx() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kBf16 | kTile)) != (kBf16 | kTile)) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
+
 const Rung kRungs[] = {
+#ifdef URIAL_HAVE_AMX_BF16
+    {&amx_bf16::bf16_kernels, &amx_bf16::f32_kernels,
+     [] { return has_avx512() && __builtin_cpu_supports("avx512bf16") && has_amx(); }},
+#endif
 #ifdef URIAL_HAVE_AVX512_BF16
     {&avx512_bf16::bf16_kernels, &avx512_bf16::f32_kernels,
      [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }},

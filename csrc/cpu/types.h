@@ -7,7 +7,7 @@
 
 namespace urial::cpu {
 
-// A panel is 32 output columns of a packed matrix; it is the unit of work and of padding.
+// A panel is 32 output columns of a packed matrix; it is the unit of work and of padding, in k as well.
 constexpr int kPanel = 32;
 // Tokens in a block of the KV-cache: two panels of keys. Attention reduces one block at a time.
 constexpr int kBlock = 64;
@@ -39,8 +39,8 @@ struct Packed {
   Dtype dtype = Dtype::kF32;
 
   URIAL_INLINE int panels() const { return (n + kPanel - 1) / kPanel; }
-  URIAL_INLINE int steps() const { return (k + step_of(dtype) - 1) / step_of(dtype); }
-  URIAL_INLINE size_t panel_bytes() const { return size_t(steps()) * step_of(dtype) * kPanel * bytes_of(dtype); }
+  URIAL_INLINE int steps() const { return round_up(k, kPanel) / step_of(dtype); }
+  URIAL_INLINE size_t panel_bytes() const { return size_t(round_up(k, kPanel)) * kPanel * bytes_of(dtype); }
   URIAL_INLINE size_t bytes() const { return panels() * panel_bytes(); }
   URIAL_INLINE const void* panel(int p) const { return static_cast<const char*>(data) + p * panel_bytes(); }
 };
@@ -62,7 +62,7 @@ struct MatmulArgs {
   ptrdiff_t out_stride;
 };
 
-// One layer's attention. Queries are [K][T * G][D], so that all the queries of a key head are one matrix.
+// One layer's attention. Queries are [K][T * G][D padded to whole panels], so that all the queries of a key head are one matrix.
 struct AttentionArgs {
   const void* q;
   void* out;  // [T][padded H * D], activations
@@ -83,15 +83,15 @@ struct AttentionArgs {
 struct CacheLayout {
   size_t key_bytes, value_bytes;
   URIAL_INLINE CacheLayout(int head_dim, Dtype t)
-      : key_bytes(size_t(kBlock) * round_up(head_dim, step_of(t)) * bytes_of(t)),
-        value_bytes(size_t(kBlock) * round_up(head_dim, kPanel) * bytes_of(t)) {}
+      : key_bytes(size_t(kBlock) * round_up(head_dim, kPanel) * bytes_of(t)),
+        value_bytes(key_bytes) {}
   URIAL_INLINE size_t head_bytes() const { return key_bytes + value_bytes; }
 };
 
 struct RopeArgs {
   const float* qkv;  // [T][stride]: H queries, K keys, K values of D each
   ptrdiff_t stride;
-  void* q;  // [K][T * G][D] activations
+  void* q;  // [K][T * G][padded D] activations
   const float *cos, *sin;  // [positions][D / 2]
   AttentionArgs cache;
 };

@@ -1,0 +1,88 @@
+// The inner kernel on AMX: tiles of 16 rows x 16 columns, 32 k an instruction. A packed panel already is two tiles side by side.
+//
+// A tile instruction adds a whole group of 32 k in an order of its own, the same for every row, so this rung uses it for one row
+// as for a thousand: another instruction for small batches would round differently.
+#pragma once
+#include "policy.h"
+
+namespace urial::cpu::URIAL_RUNG {
+
+template <>
+struct Inner<Bf16> {
+  static constexpr int kRows = 32, kTileRows = 16;
+
+  ~Inner() {
+    if (configured_) _tile_release();
+  }
+
+  // out[m][0..31] = sum over k of x[m][k] w[k][0..31] for m <= 32 rows: tiles 0-3 sums, 4-5 rows, 6-7 columns.
+  void operator()(int m, const uint16_t* x, ptrdiff_t x_stride, const uint16_t* w, int steps, float* out,
+                  ptrdiff_t out_stride) {
+    configure(m);
+    const ptrdiff_t x_bytes = x_stride * 2, out_bytes = out_stride * 4;
+    constexpr int kW = kPanel * 2 * 2;         // bytes from one pair of k to the next
+    constexpr int kGroup = kTileRows * kPanel * 2;  // elements of w in a group of 32 k
+    const uint16_t* lower = x + kTileRows * x_stride;
+    float* lower_out = out + kTileRows * out_stride;
+    _tile_zero(0);
+    _tile_zero(1);
+    if (m > kTileRows) {
+      _tile_zero(2);
+      _tile_zero(3);
+      for (int s = 0; s < steps; s += kTileRows, x += kPanel, lower += kPanel, w += kGroup) {
+        prefetch_group(w + 2 * kGroup);
+        _tile_loadd(4, x, x_bytes);
+        _tile_loadd(6, w, kW);
+        _tile_loadd(7, w + kPanel, kW);
+        _tile_loadd(5, lower, x_bytes);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+      _tile_stored(2, lower_out, out_bytes);
+      _tile_stored(3, lower_out + kTileRows, out_bytes);
+    } else {
+      for (int s = 0; s < steps; s += kTileRows, x += kPanel, w += kGroup) {
+        prefetch_group(w + 4 * kGroup);
+        _tile_loadd(4, x, x_bytes);
+        _tile_loadd(6, w, kW);
+        _tile_loadd(7, w + kPanel, kW);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+      }
+    }
+    _tile_stored(0, out, out_bytes);
+    _tile_stored(1, out + kTileRows, out_bytes);
+  }
+
+  template <class Tile>
+  static void tiles(int rows, Tile&& f) {
+    for (int row = 0; row < rows; row += kRows) f(row, rows - row < kRows ? rows - row : kRows);
+  }
+
+ private:
+  struct Config {
+    uint8_t palette = 1, start = 0, reserved[14] = {};
+    uint16_t bytes[16] = {};
+    uint8_t rows[16] = {};
+  };
+
+  void configure(int m) {
+    if (m == configured_) return;
+    const int upper = m < kTileRows ? m : kTileRows, lower = m > kTileRows ? m - kTileRows : 0;
+    Config c;
+    const int rows[8] = {upper, upper, lower, lower, upper, lower, kTileRows, kTileRows};
+    for (int t = 0; t < 8; ++t) c.rows[t] = uint8_t(rows[t]), c.bytes[t] = rows[t] ? 64 : 0;
+    _tile_loadconfig(&c);
+    configured_ = m;
+  }
+
+  static void prefetch_group(const uint16_t* w) {
+    for (int line = 0; line < 2 * kTileRows; ++line) Isa::prefetch(w + line * 32);
+  }
+
+  int configured_ = 0;
+};
+
+}  // namespace urial::cpu::URIAL_RUNG
