@@ -1,4 +1,5 @@
-// The only file that knows Python: checks shapes at the door, releases the GIL, turns a fault into numbers the caller can name.
+// The only file that knows Python: checks shapes at the door, releases the GIL, turns a fault into
+// numbers the caller can name.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -45,21 +46,29 @@ std::vector<std::string> isas() {
 }
 
 struct Bindings {
-  static std::unique_ptr<Model> make(const py::dict& s, const std::string& dtype, const std::string& isa, int threads,
-                                     const F32Array& cos, const F32Array& sin) {
+  static std::unique_ptr<Model> make(const py::dict& s, const std::string& dtype,
+                                     const std::string& isa, int threads, const F32Array& cos,
+                                     const F32Array& sin) {
     auto get = [&](const char* key) { return s[key].cast<int>(); };
-    const Shape shape{get("vocab"),    get("hidden"),   get("feed_forward"), get("layers"),    get("heads"),
-                      get("kv_heads"), get("head_dim"), get("window"),       get("positions"), s["norm_eps"].cast<float>()};
+    const Shape shape{get("vocab"),        get("hidden"),
+                      get("feed_forward"), get("layers"),
+                      get("heads"),        get("kv_heads"),
+                      get("head_dim"),     get("window"),
+                      get("positions"),    s["norm_eps"].cast<float>()};
     const py::ssize_t table = py::ssize_t(shape.positions) * shape.head_dim / 2;
-    expect(cos.size() == table && sin.size() == table, "rotary tables must be [positions, head_dim / 2]");
+    expect(cos.size() == table && sin.size() == table,
+           "rotary tables must be [positions, head_dim / 2]");
     return std::make_unique<Model>(shape, dtype_of(dtype), isa, threads, cos.data(), sin.data());
   }
 
   // source: bfloat16 as uint16, float16 as float16, or float32.
   static void load_matrix(Model& m, const std::string& part, int layer, const py::array& source) {
-    expect(source.ndim() == 2 && (source.flags() & py::array::c_style), "a weight must be a contiguous matrix");
+    expect(source.ndim() == 2 && (source.flags() & py::array::c_style),
+           "a weight must be a contiguous matrix");
     const char kind = source.dtype().kind();
-    const Source type = source.itemsize() == 4 ? Source::kF32 : kind == 'f' ? Source::kF16 : Source::kBf16;
+    const Source type = source.itemsize() == 4 ? Source::kF32
+                        : kind == 'f'          ? Source::kF16
+                                               : Source::kBf16;
     const void* data = source.data();
     const int rows = int(source.shape(0)), columns = int(source.shape(1));
     py::gil_scoped_release release;
@@ -75,25 +84,30 @@ struct Bindings {
     m.load_norm(layer, feed_forward, weight.data());
   }
 
-  // -> (hidden [T, C], fault layer, fault row); row -1 when all is finite, layer -1 for the embedding.
-  static py::tuple forward(Model& m, const I32Array& ids, const I32Array& positions, const I32Array& sequences,
-                           const I32Array& tables) {
+  // -> (hidden [T, C], fault layer, fault row); row -1 when all is finite, layer -1 for the
+  // embedding.
+  static py::tuple forward(Model& m, const I32Array& ids, const I32Array& positions,
+                           const I32Array& sequences, const I32Array& tables) {
     const Shape& s = m.shape();
     const int rows = int(ids.size()), stride = tables.ndim() == 2 ? int(tables.shape(1)) : 0;
-    expect(rows > 0 && positions.size() == rows && sequences.size() == rows && stride > 0, "a batch needs T ids, positions, sequences and [B, blocks] tables");
+    expect(rows > 0 && positions.size() == rows && sequences.size() == rows && stride > 0,
+           "a batch needs T ids, positions, sequences and [B, blocks] tables");
     for (int t = 0; t < rows; ++t) {
       const int p = positions.data()[t], b = sequences.data()[t];
       expect(ids.data()[t] >= 0 && ids.data()[t] < s.vocab, "token id outside the vocabulary");
-      expect(p >= 0 && p < s.positions && p / kBlock < stride, "position outside the context or its block table");
+      expect(p >= 0 && p < s.positions && p / kBlock < stride,
+             "position outside the context or its block table");
       expect(b >= 0 && b < tables.shape(0), "sequence outside the block tables");
       for (int i = 0; i <= p / kBlock; ++i) {
         const int32_t block = tables.data()[py::ssize_t(b) * stride + i];
         expect(block >= 0 && size_t(block) < m.blocks(), "block outside the pool");
-        if (t > 0 && sequences.data()[t - 1] == b) i = p / kBlock;  // the rest was checked with the row before
+        if (t > 0 && sequences.data()[t - 1] == b)
+          i = p / kBlock;  // the rest was checked with the row before
       }
     }
     F32Array hidden({py::ssize_t(rows), py::ssize_t(s.hidden)});
-    const ForwardArgs args{ids.data(), positions.data(), sequences.data(), tables.data(), rows, stride, hidden.mutable_data()};
+    const ForwardArgs args{ids.data(), positions.data(), sequences.data(),     tables.data(),
+                           rows,       stride,           hidden.mutable_data()};
     Fault fault;
     {
       py::gil_scoped_release release;
@@ -103,7 +117,8 @@ struct Bindings {
   }
 
   static int check_hidden(const Model& m, const F32Array& hidden) {
-    expect(hidden.ndim() == 2 && hidden.shape(1) == m.shape().hidden, "hidden states must be [M, C]");
+    expect(hidden.ndim() == 2 && hidden.shape(1) == m.shape().hidden,
+           "hidden states must be [M, C]");
     return int(hidden.shape(0));
   }
 
@@ -127,18 +142,34 @@ struct Bindings {
     ScoreArgs args;
 
     Scored(const Model& m, const F32Array& hidden, const I32Array& targets, int top_k)
-        : rank(targets.size()), ties(targets.size()), top_ids({targets.size(), py::ssize_t(top_k)}),
-          logprob(targets.size()), entropy(targets.size()), top_logprobs({targets.size(), py::ssize_t(top_k)}),
+        : rank(targets.size()),
+          ties(targets.size()),
+          top_ids({targets.size(), py::ssize_t(top_k)}),
+          logprob(targets.size()),
+          entropy(targets.size()),
+          top_logprobs({targets.size(), py::ssize_t(top_k)}),
           kl(targets.size()) {
       const int rows = check_hidden(m, hidden);
       expect(targets.size() == rows, "one target a hidden state");
       expect(top_k >= 0 && top_k <= m.shape().vocab, "top_k outside 0 .. vocabulary");
       for (int i = 0; i < rows; ++i)
-        expect(targets.data()[i] >= 0 && targets.data()[i] < m.shape().vocab, "target outside the vocabulary");
-      args = {hidden.data(), targets.data(), rows, top_k, rank.mutable_data(), ties.mutable_data(), logprob.mutable_data(),
-              entropy.mutable_data(), top_ids.mutable_data(), top_logprobs.mutable_data(), kl.mutable_data()};
+        expect(targets.data()[i] >= 0 && targets.data()[i] < m.shape().vocab,
+               "target outside the vocabulary");
+      args = {hidden.data(),
+              targets.data(),
+              rows,
+              top_k,
+              rank.mutable_data(),
+              ties.mutable_data(),
+              logprob.mutable_data(),
+              entropy.mutable_data(),
+              top_ids.mutable_data(),
+              top_logprobs.mutable_data(),
+              kl.mutable_data()};
     }
-    py::tuple fields() const { return py::make_tuple(rank, ties, logprob, entropy, top_ids, top_logprobs); }
+    py::tuple fields() const {
+      return py::make_tuple(rank, ties, logprob, entropy, top_ids, top_logprobs);
+    }
   };
 
   static py::tuple score(Model& m, const F32Array& hidden, const I32Array& targets, int top_k) {
@@ -151,8 +182,8 @@ struct Bindings {
     return py::make_tuple(out.fields(), bad);
   }
 
-  static py::tuple compare(Model& base, const F32Array& hidden, const I32Array& targets, int top_k, Model& aligned,
-                           const F32Array& aligned_hidden) {
+  static py::tuple compare(Model& base, const F32Array& hidden, const I32Array& targets, int top_k,
+                           Model& aligned, const F32Array& aligned_hidden) {
     expect(base.shape().vocab == aligned.shape().vocab, "two heads need the same vocabulary");
     Scored a(base, hidden, targets, top_k), b(aligned, aligned_hidden, targets, top_k);
     int bad;
@@ -163,23 +194,29 @@ struct Bindings {
     return py::make_tuple(a.fields(), b.fields(), b.kl, a.kl, bad);
   }
 
-  // how: the arrays of backends/base.py's SampleBatch, by name. Their lengths and ids are checked here.
-  static py::tuple next_tokens(Model& m, const F32Array& hidden, const py::dict& how, int top_logprobs) {
+  // how: the arrays of backends/base.py's SampleBatch, by name. Their lengths and ids are checked
+  // here.
+  static py::tuple next_tokens(Model& m, const F32Array& hidden, const py::dict& how,
+                               int top_logprobs) {
     const int rows = check_hidden(m, hidden), vocab = m.shape().vocab;
     expect(top_logprobs >= 0 && top_logprobs <= vocab, "top_logprobs outside 0 .. vocabulary");
     std::vector<py::object> alive;
     auto take = [&](const char* name, auto zero, int length) {
       using T = decltype(zero);
       auto array = how[name].cast<Array<T>>();
-      if (length >= 0 && array.size() != length) throw py::value_error(std::string(name) + " has the wrong length");
+      if (length >= 0 && array.size() != length)
+        throw py::value_error(std::string(name) + " has the wrong length");
       alive.push_back(array);
       return array;
     };
     auto ragged = [&](const char* name, const I32Array& offsets, int length) {
       expect(offsets.data()[0] == 0 && offsets.data()[rows] == length, "ragged offsets do not fit");
-      for (int i = 0; i < rows; ++i) expect(offsets.data()[i] <= offsets.data()[i + 1], "ragged offsets must rise");
+      for (int i = 0; i < rows; ++i)
+        expect(offsets.data()[i] <= offsets.data()[i + 1], "ragged offsets must rise");
       auto ids = take(name, int32_t(), length);
-      for (int i = 0; i < length; ++i) expect(ids.data()[i] >= 0 && ids.data()[i] < vocab, "penalised or banned id outside the vocabulary");
+      for (int i = 0; i < length; ++i)
+        expect(ids.data()[i] >= 0 && ids.data()[i] < vocab,
+               "penalised or banned id outside the vocabulary");
       return ids.data();
     };
     I32Array token_ids(rows), rank(rows), top_ids({py::ssize_t(rows), py::ssize_t(top_logprobs)});
@@ -193,16 +230,19 @@ struct Bindings {
     a.frequency = take("frequency_penalty", 0.f, rows).data();
     a.top_k = take("top_k", int32_t(), rows).data();
     a.seed = take("seed", uint64_t(), rows).data();
-    a.sample = take("sample", uint32_t(), rows).data(), a.position = take("position", uint32_t(), rows).data();
+    a.sample = take("sample", uint32_t(), rows).data(),
+    a.position = take("position", uint32_t(), rows).data();
     const auto penalty_offsets = take("penalty_offsets", int32_t(), rows + 1);
     const auto banned_offsets = take("banned_offsets", int32_t(), rows + 1);
-    const int penalties = int(take("penalty_ids", int32_t(), -1).size()), banned = int(take("banned_ids", int32_t(), -1).size());
+    const int penalties = int(take("penalty_ids", int32_t(), -1).size()),
+              banned = int(take("banned_ids", int32_t(), -1).size());
     a.penalty_offsets = penalty_offsets.data(), a.banned_offsets = banned_offsets.data();
     a.penalty_ids = ragged("penalty_ids", penalty_offsets, penalties);
     a.penalty_counts = take("penalty_counts", int32_t(), penalties).data();
     a.penalty_repeats = take("penalty_repeats", uint8_t(), penalties).data();
     a.banned_ids = ragged("banned_ids", banned_offsets, banned);
-    a.token_ids = token_ids.mutable_data(), a.rank = rank.mutable_data(), a.logprob = logprob.mutable_data();
+    a.token_ids = token_ids.mutable_data(), a.rank = rank.mutable_data(),
+    a.logprob = logprob.mutable_data();
     a.top_ids = top_ids.mutable_data(), a.top_values = top_values.mutable_data();
     int bad;
     {
@@ -216,10 +256,13 @@ struct Bindings {
     expect(i < m.blocks(), "block outside the pool");
     return m.block(i);
   }
-  static void copy_block(Model& m, size_t from, size_t to) { std::memcpy(block(m, to), block(m, from), m.block_bytes()); }
+  static void copy_block(Model& m, size_t from, size_t to) {
+    std::memcpy(block(m, to), block(m, from), m.block_bytes());
+  }
   static void zero_block(Model& m, size_t i) { std::memset(block(m, i), 0, m.block_bytes()); }
   static Array<uint8_t> read_block(const Model& m, size_t i) {
-    return Array<uint8_t>(py::ssize_t(m.block_bytes()), reinterpret_cast<const uint8_t*>(block(m, i)));
+    return Array<uint8_t>(py::ssize_t(m.block_bytes()),
+                          reinterpret_cast<const uint8_t*>(block(m, i)));
   }
   static void write_block(Model& m, size_t i, const Array<uint8_t>& data) {
     expect(size_t(data.size()) == m.block_bytes(), "a block has another size");
@@ -230,13 +273,16 @@ struct Bindings {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-  m.doc() = "Native CPU backend. Called through urial_engine.backends.cpu; shapes in the letters of docs/architecture.md.";
+  m.doc() =
+      "Native CPU backend. Called through urial_engine.backends.cpu; shapes in the letters of "
+      "docs/architecture.md.";
   m.attr("BLOCK_SIZE") = kBlock;
-  m.def("available_isas", isas, "Instruction sets of this build that this machine runs, best first.");
+  m.def("available_isas", isas,
+        "Instruction sets of this build that this machine runs, best first.");
   m.def("philox", philox, py::arg("seed"), py::arg("position"), py::arg("sample"));
   py::class_<Model>(m, "Model")
-      .def(py::init(&Bindings::make), py::arg("shape"), py::arg("dtype"), py::arg("isa"), py::arg("threads"), py::arg("cos"),
-           py::arg("sin"))
+      .def(py::init(&Bindings::make), py::arg("shape"), py::arg("dtype"), py::arg("isa"),
+           py::arg("threads"), py::arg("cos"), py::arg("sin"))
       .def("load_matrix", &Bindings::load_matrix)
       .def("load_bias", &Bindings::load_bias)
       .def("load_norm", &Bindings::load_norm)

@@ -1,6 +1,8 @@
-"""The errors a user can meet. Each is raised at the door, names the thing, shows the values on both sides and says what to do.
+"""The errors a user can meet. Each is raised at the door, names the thing, shows the values on
+both sides and says what to do.
 
-A caller who does not care which catches `UrialError`; each class also derives from the built-in that a Python user expects.
+A caller who does not care which catches `UrialError`; each class also derives from the built-in
+that a Python user expects.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ class ConfigError(UrialError, ValueError):
 
 
 class CheckpointError(UrialError, ValueError):
-    """A file of the checkpoint is missing, damaged, or does not hold the tensors that its configuration needs."""
+    """A file of the checkpoint is missing, damaged, or does not hold the tensors that its
+    configuration needs."""
 
 
 class TokenizerError(UrialError, ValueError):
@@ -35,7 +38,8 @@ class CapacityError(UrialError, MemoryError):
 
 
 class NumericsError(UrialError, ArithmeticError):
-    """A value that is not finite appeared in the forward pass. `layer` is None when it came from the head.
+    """A value that is not finite appeared in the forward pass. `layer` is None when it came from
+    the head.
 
     `row` counts rows of the call; the engine translates it to a position before the user sees it.
     """

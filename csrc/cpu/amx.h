@@ -1,7 +1,9 @@
-// The inner kernel on AMX: tiles of 16 rows x 16 columns, 32 k an instruction. A packed panel already is two tiles side by side.
+// The inner kernel on AMX: tiles of 16 rows x 16 columns, 32 k an instruction. A packed panel
+// already is two tiles side by side.
 //
-// A tile instruction adds a whole group of 32 k in an order of its own, the same for every row, so this rung uses it for one row
-// as for a thousand: another instruction for small batches would round differently.
+// A tile instruction adds a whole group of 32 k in an order of its own, the same for every row, so
+// this rung uses it for one row as for a thousand: another instruction for small batches would
+// round differently.
 #pragma once
 #include "policy.h"
 
@@ -15,12 +17,13 @@ struct Inner<Bf16> {
     if (configured_) _tile_release();
   }
 
-  // out[m][0..31] = sum over k of x[m][k] w[k][0..31] for m <= 32 rows: tiles 0-3 sums, 4-5 rows, 6-7 columns.
-  void operator()(int m, const uint16_t* x, ptrdiff_t x_stride, const uint16_t* w, int steps, float* out,
-                  ptrdiff_t out_stride) {
+  // out[m][0..31] = sum over k of x[m][k] w[k][0..31] for m <= 32 rows: tiles 0-3 sums, 4-5 rows,
+  // 6-7 columns.
+  void operator()(int m, const uint16_t* x, ptrdiff_t x_stride, const uint16_t* w, int steps,
+                  float* out, ptrdiff_t out_stride) {
     configure(m);
     const ptrdiff_t x_bytes = x_stride * 2, out_bytes = out_stride * 4;
-    constexpr int kW = kPanel * 2 * 2;         // bytes from one pair of k to the next
+    constexpr int kW = kPanel * 2 * 2;              // bytes from one pair of k to the next
     constexpr int kGroup = kTileRows * kPanel * 2;  // elements of w in a group of 32 k
     const uint16_t* lower = x + kTileRows * x_stride;
     float* lower_out = out + kTileRows * out_stride;

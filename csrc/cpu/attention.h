@@ -1,6 +1,7 @@
-// Causal attention over the blocks of the cache. Every block of 64 keys is reduced by itself and the blocks are merged in order,
-// so a row's result depends on its own keys and their absolute positions alone. Rows beside each other that read the same
-// physical block are multiplied with it together: that is how a shared prefix is read once for all.
+// Causal attention over the blocks of the cache. Every block of 64 keys is reduced by itself and
+// the blocks are merged in order, so a row's result depends on its own keys and their absolute
+// positions alone. Rows beside each other that read the same physical block are multiplied with it
+// together: that is how a shared prefix is read once for all.
 #pragma once
 #include <cmath>
 
@@ -24,9 +25,11 @@ inline Span visible(int position, int block, int window) {
   return {first > 0 ? first : 0, last < kBlock ? last : kBlock};
 }
 
-// Scores of one query against a block -> probabilities in p, their maximum and sum. Keys outside the span get 0.
+// Scores of one query against a block -> probabilities in p, their maximum and sum. Keys outside
+// the span get 0.
 template <class P>
-inline void block_softmax(float* scores, Span seen, float scale, typename P::X* p, float& max, float& sum_out) {
+inline void block_softmax(float* scores, Span seen, float scale, typename P::X* p, float& max,
+                          float& sum_out) {
   using F = typename P::F;
   for (int j = 0; j < seen.begin; ++j) scores[j] = -INFINITY;
   for (int j = seen.end; j < kBlock; ++j) scores[j] = -INFINITY;
@@ -34,7 +37,8 @@ inline void block_softmax(float* scores, Span seen, float scale, typename P::X* 
   for (int j = P::W; j < kBlock; j += P::W) top = P::max(top, P::load(scores + j));
   const float raw = largest(top);
   const F shift = P::set1(raw), factor = P::set1(scale);
-  for (int j = 0; j < kBlock; j += P::W) P::store(scores + j, exp(P::mul(P::sub(P::load(scores + j), shift), factor)));
+  for (int j = 0; j < kBlock; j += P::W)
+    P::store(scores + j, exp(P::mul(P::sub(P::load(scores + j), shift), factor)));
   for (int j = 0; j < seen.begin; ++j) scores[j] = 0;
   for (int j = seen.end; j < kBlock; ++j) scores[j] = 0;
   F total = P::zero();
@@ -50,7 +54,8 @@ template <class P>
 inline void merge(Running& run, int query, float max, float sum, const float* out, int width) {
   using F = typename P::F;
   const float top = max > run.max[query] ? max : run.max[query];
-  const float old_scale = run.sum[query] == 0.f ? 0.f : exp(run.max[query] - top), new_scale = exp(max - top);
+  const float old_scale = run.sum[query] == 0.f ? 0.f : exp(run.max[query] - top),
+              new_scale = exp(max - top);
   run.max[query] = top;
   run.sum[query] = run.sum[query] * old_scale + sum * new_scale;
   const F a = P::set1(old_scale), b = P::set1(new_scale);
@@ -61,8 +66,8 @@ inline void merge(Running& run, int query, float max, float sum, const float* ou
 
 // One block against the queries [first, first + count) of the tile; seen[i] is the span of query i.
 template <class P>
-inline void visit(Inner<P>& inner, const AttentionArgs& a, const typename P::X* q, const char* block, Running& run, int first, int count,
-                  const Span* seen) {
+inline void visit(Inner<P>& inner, const AttentionArgs& a, const typename P::X* q,
+                  const char* block, Running& run, int first, int count, const Span* seen) {
   const int D = a.head_dim, width = round_up(D, kPanel);
   const CacheLayout layout(D, P::kDtype);
   const auto* keys = reinterpret_cast<const typename P::Wt*>(block);
@@ -74,8 +79,8 @@ inline void visit(Inner<P>& inner, const AttentionArgs& a, const typename P::X* 
   typename P::X p[kRows * kBlock];
   Inner<P>::tiles(count, [&](int row, int rows) {
     for (int panel = 0; panel < kBlock / kPanel; ++panel)
-      inner(rows, q + size_t(first + row) * width, width, keys + size_t(panel) * width * kPanel, key_steps,
-            scores + panel * kPanel, kBlock);
+      inner(rows, q + size_t(first + row) * width, width, keys + size_t(panel) * width * kPanel,
+            key_steps, scores + panel * kPanel, kBlock);
     for (int m = 0; m < rows; ++m) {
       const Span span = seen[first + row + m];
       if (span.begin < span.end) {
@@ -85,10 +90,12 @@ inline void visit(Inner<P>& inner, const AttentionArgs& a, const typename P::X* 
       }
     }
     for (int panel = 0; panel < width / kPanel; ++panel)
-      inner(rows, p, kBlock, values + size_t(panel) * kBlock * kPanel, value_steps, out + panel * kPanel, width);
+      inner(rows, p, kBlock, values + size_t(panel) * kBlock * kPanel, value_steps,
+            out + panel * kPanel, width);
     for (int m = 0; m < rows; ++m) {
       const Span span = seen[first + row + m];
-      if (span.begin < span.end) merge<P>(run, first + row + m, max[m], total[m], out + m * width, width);
+      if (span.begin < span.end)
+        merge<P>(run, first + row + m, max[m], total[m], out + m * width, width);
     }
   });
 }
@@ -96,9 +103,11 @@ inline void visit(Inner<P>& inner, const AttentionArgs& a, const typename P::X* 
 template <class P>
 void attention(const AttentionArgs& a, int kv_head, int tile) {
   const int D = a.head_dim, G = a.heads / a.kv_heads, width = round_up(D, kPanel);
-  const int row0 = tile * a.tile_rows, rows = row0 + a.tile_rows < a.rows ? a.tile_rows : a.rows - row0;
+  const int row0 = tile * a.tile_rows,
+            rows = row0 + a.tile_rows < a.rows ? a.tile_rows : a.rows - row0;
   const size_t head_offset = a.layer_offset + kv_head * CacheLayout(D, P::kDtype).head_bytes();
-  const auto* q = static_cast<const typename P::X*>(a.q) + (size_t(kv_head) * a.rows + row0) * G * width;
+  const auto* q =
+      static_cast<const typename P::X*>(a.q) + (size_t(kv_head) * a.rows + row0) * G * width;
   float out[kMaxQueries * kMaxHead];
   Running run;
   run.out = out;
@@ -108,7 +117,8 @@ void attention(const AttentionArgs& a, int kv_head, int tile) {
   int first = INT32_MAX, last = -1;  // blocks that some row of the tile sees
   for (int r = 0; r < rows; ++r) {
     const int position = a.positions[row0 + r];
-    const int oldest = a.window > 0 && position >= a.window ? (position - a.window + 1) / kBlock : 0;
+    const int oldest =
+        a.window > 0 && position >= a.window ? (position - a.window + 1) / kBlock : 0;
     first = oldest < first ? oldest : first;
     last = position / kBlock > last ? position / kBlock : last;
   }
@@ -125,12 +135,15 @@ void attention(const AttentionArgs& a, int kv_head, int tile) {
       const int32_t block = block_of(r);
       int end = r + 1;
       while (end < rows && block_of(end) == block) ++end;
-      if (block >= 0) visit<P>(inner, a, q, a.pool + size_t(block) * a.block_bytes + head_offset, run, r * G, (end - r) * G, seen);
+      if (block >= 0)
+        visit<P>(inner, a, q, a.pool + size_t(block) * a.block_bytes + head_offset, run, r * G,
+                 (end - r) * G, seen);
       r = end;
     }
   }
   for (int i = 0; i < rows * G; ++i) {
-    auto* to = static_cast<typename P::X*>(a.out) + size_t(row0 + i / G) * a.out_stride + (kv_head * G + i % G) * D;
+    auto* to = static_cast<typename P::X*>(a.out) + size_t(row0 + i / G) * a.out_stride +
+               (kv_head * G + i % G) * D;
     const float scale = 1.f / run.sum[i];
     for (int d = 0; d < D; ++d) to[d] = P::to_x(out[i * width + d] * scale);
   }

@@ -1,4 +1,5 @@
-// All layers in one call. Every thread runs the whole pass and they share out each step's slices (pool.h).
+// All layers in one call. Every thread runs the whole pass and they share out each step's slices
+// (pool.h).
 #include <atomic>
 #include <cstring>
 
@@ -7,7 +8,8 @@
 namespace urial::cpu {
 namespace {
 
-// About this many queries make a tile of attention: enough rows to reuse each key, few enough to share out.
+// About this many queries make a tile of attention: enough rows to reuse each key, few enough to
+// share out.
 constexpr int kTileQueries = 48;
 
 // Slices of panels: several a thread, so that a slow core delays the others little.
@@ -20,7 +22,8 @@ int panel_slice(int panels, int threads) {
 
 class Model::Pass {
  public:
-  Pass(Model& model, const ForwardArgs& args) : m_(model), s_(model.shape_), k_(model.k_), a_(args) {
+  Pass(Model& model, const ForwardArgs& args)
+      : m_(model), s_(model.shape_), k_(model.k_), a_(args) {
     hidden_ = round_up(s_.hidden, kPanel);
     qkv_ = round_up((s_.heads + 2 * s_.kv_heads) * s_.head_dim, kPanel);
     attended_ = round_up(s_.heads * s_.head_dim, kPanel);
@@ -60,23 +63,28 @@ class Model::Pass {
     matmul(w.down, m_.act_, act_, Epilogue::kAdd, m_.residual_, hidden_);
   }
 
-  // Norm of every row. `layer` is the one whose output the residual stream now holds: that is where a fault arose.
+  // Norm of every row. `layer` is the one whose output the residual stream now holds: that is where
+  // a fault arose.
   void norm(int layer, const std::vector<float>& weight, bool last) {
     m_.team_.share(a_.rows, 4, [&](int begin, int end) {
       for (int t = begin; t < end; ++t) {
         void* x = last ? nullptr : m_.normed_.data() + size_t(t) * hidden_ * k_.x_bytes;
-        float* full = last ? residual(t) : nullptr;  // nothing reads the stream after the final norm
-        if (!k_.rmsnorm(residual(t), weight.data(), s_.norm_eps, s_.hidden, x, full)) report(layer, t);
+        float* full =
+            last ? residual(t) : nullptr;  // nothing reads the stream after the final norm
+        if (!k_.rmsnorm(residual(t), weight.data(), s_.norm_eps, s_.hidden, x, full))
+          report(layer, t);
         if (last) std::memcpy(a_.hidden + size_t(t) * s_.hidden, full, s_.hidden * sizeof(float));
       }
     });
   }
 
-  void matmul(const Matrix& w, const Memory& x, int x_stride, Epilogue epilogue, const Memory& out, int out_stride) {
+  void matmul(const Matrix& w, const Memory& x, int x_stride, Epilogue epilogue, const Memory& out,
+              int out_stride) {
     const float* bias = w.bias.empty() ? nullptr : w.bias.data();
     const MatmulArgs args{x.data(), x_stride, a_.rows, w.w, bias, epilogue, out.data(), out_stride};
     const int panels = w.w.panels();
-    m_.team_.share(panels, panel_slice(panels, m_.team_.size()), [&](int begin, int end) { k_.matmul(args, begin, end); });
+    m_.team_.share(panels, panel_slice(panels, m_.team_.size()),
+                   [&](int begin, int end) { k_.matmul(args, begin, end); });
   }
 
   void attention(int l) {
@@ -87,12 +95,17 @@ class Model::Pass {
     args.layer_offset = m_.block_bytes_ / s_.layers * l;
     args.positions = a_.positions, args.sequences = a_.sequences;
     args.tables = a_.tables, args.table_stride = a_.table_stride;
-    args.rows = a_.rows, args.heads = s_.heads, args.kv_heads = s_.kv_heads, args.head_dim = s_.head_dim;
+    args.rows = a_.rows, args.heads = s_.heads, args.kv_heads = s_.kv_heads,
+    args.head_dim = s_.head_dim;
     args.window = s_.window, args.tile_rows = tile_rows_;
-    const RopeArgs rope{m_.qkv_.as<float>(), qkv_, m_.queries_.data(), m_.cos_.data(), m_.sin_.data(), args};
-    m_.team_.share(a_.rows, 1, [&](int t, int) { k_.rope(rope, t); });
+    const RopeArgs rope{m_.qkv_.as<float>(), qkv_,           m_.queries_.data(),
+                        m_.cos_.data(),      m_.sin_.data(), args};
+    m_.team_.share(a_.rows, 1, [&](int t, int) {
+      if (!k_.rope(rope, t)) report(l, t);
+    });
     const int tiles = (a_.rows + tile_rows_ - 1) / tile_rows_;
-    m_.team_.share(tiles * s_.kv_heads, 1, [&](int i, int) { k_.attention(args, i % s_.kv_heads, i / s_.kv_heads); });
+    m_.team_.share(tiles * s_.kv_heads, 1,
+                   [&](int i, int) { k_.attention(args, i % s_.kv_heads, i / s_.kv_heads); });
   }
 
   float* residual(int t) { return m_.residual_.as<float>() + size_t(t) * hidden_; }

@@ -21,7 +21,8 @@ Packed tile_of(const Packed& w, int tile) {
 }
 
 // Logits of one tile; padding columns read as kPadLogit.
-void tile_logits(const Model& model, const void* x, int rows, int tile, float* out, ptrdiff_t stride) {
+void tile_logits(const Model& model, const void* x, int rows, int tile, float* out,
+                 ptrdiff_t stride) {
   const Packed w = tile_of(model.head(), tile);
   const MatmulArgs args{x, model.head_stride(), rows, w, nullptr, Epilogue::kStore, out, stride};
   model.kernels().matmul(args, 0, w.panels());
@@ -59,7 +60,8 @@ class Side {
     w.data = const_cast<void*>(w.panel(y / kPanel));
     w.n = kPanel;
     float out[kPanel];
-    const MatmulArgs args{x(row), model_.head_stride(), 1, w, nullptr, Epilogue::kStore, out, kPanel};
+    const MatmulArgs args{x(row),  model_.head_stride(), 1,   w,
+                          nullptr, Epilogue::kStore,     out, kPanel};
     model_.kernels().matmul(args, 0, 1);
     target_[row] = out[y % kPanel];
     for (int t = 0; t < threads_; ++t) top(t, row).clear();
@@ -78,7 +80,8 @@ class Side {
     for (int m = 0; m < rows_; ++m) {
       const float* logits = z(thread, m);
       TileStats& s = stats_[size_t(m) * tiles_ + tile];
-      s = model_.kernels().stats(logits, other ? other->z(thread, m) : nullptr, columns, target_[m]);
+      s = model_.kernels().stats(logits, other ? other->z(thread, m) : nullptr, columns,
+                                 target_[m]);
       TopK best = top(thread, m);
       if (best.may_enter(s.max)) best.add_all(logits, columns, tile * kTile);
     }
@@ -98,12 +101,15 @@ class Side {
       for (int i = 0; i < args_.top_k; ++i) best.add(top(t, row)[i]);
     for (int i = 0; i < args_.top_k; ++i) {
       args_.top_ids[size_t(m) * args_.top_k + i] = best[i].id;
-      args_.top_logprobs[size_t(m) * args_.top_k + i] = float(double(best[i].value) - mine.logsumexp);
+      args_.top_logprobs[size_t(m) * args_.top_k + i] =
+          float(double(best[i].value) - mine.logsumexp);
     }
   }
 
  private:
-  char* x(int row) const { return x_.data() + size_t(row) * model_.head_stride() * model_.kernels().x_bytes; }
+  char* x(int row) const {
+    return x_.data() + size_t(row) * model_.head_stride() * model_.kernels().x_bytes;
+  }
   TopK top(int thread, int row) {
     return TopK(entries_.data() + (size_t(thread) * block_rows_ + row) * args_.top_k, args_.top_k);
   }
@@ -132,13 +138,16 @@ int run(Team& team, Side** sides, int count, int rows) {
       });
       team.share(sides[0]->tiles(), 1, [&](int tile, int) {
         for (int i = 0; i < count; ++i) sides[i]->multiply(thread, tile);
-        for (int i = 0; i < count; ++i) sides[i]->reduce(thread, tile, count == 2 ? sides[1 - i] : nullptr);
+        for (int i = 0; i < count; ++i)
+          sides[i]->reduce(thread, tile, count == 2 ? sides[1 - i] : nullptr);
       });
       team.share(block, 8, [&](int begin, int end) {
         for (int m = begin; m < end; ++m) {
           RowStats merged[2];
-          for (int i = 0; i < count; ++i) merged[i] = sides[i]->merged(m), finite[m] &= merged[i].finite;
-          for (int i = 0; i < count; ++i) sides[i]->write(m, merged[i], count == 2 ? &merged[1 - i] : nullptr);
+          for (int i = 0; i < count; ++i)
+            merged[i] = sides[i]->merged(m), finite[m] &= merged[i].finite;
+          for (int i = 0; i < count; ++i)
+            sides[i]->write(m, merged[i], count == 2 ? &merged[1 - i] : nullptr);
         }
       });
     });
@@ -179,8 +188,9 @@ void Model::activations(const float* hidden, int rows, void* x) {
 }
 
 void logits(Model& model, const void* x, int rows, float* out, ptrdiff_t out_stride) {
-  model.team().share(tiles_of(model.head()), 1,
-                     [&](int tile, int) { tile_logits(model, x, rows, tile, out + tile * kTile, out_stride); });
+  model.team().share(tiles_of(model.head()), 1, [&](int tile, int) {
+    tile_logits(model, x, rows, tile, out + tile * kTile, out_stride);
+  });
 }
 
 int score(Model& model, const ScoreArgs& args) {

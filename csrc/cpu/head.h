@@ -1,5 +1,5 @@
-// The head's exits for scoring: rank, ties, log-probability, entropy, top-k, and KL between two heads, over vocabulary tiles that
-// stay in cache. The logits of a row are never all there at once.
+// The head's exits for scoring: rank, ties, log-probability, entropy, top-k, and KL between two
+// heads, over vocabulary tiles that stay in cache. The logits of a row are never all there at once.
 #pragma once
 #include "model.h"
 
@@ -21,8 +21,8 @@ int score(Model& model, const ScoreArgs& args);
 // Two heads over the same tiles, each with the other's hidden states beside it; fills both.
 int compare(Model& base, const ScoreArgs& of_base, Model& aligned, const ScoreArgs& of_aligned);
 
-// Logits of M rows, [M][out_stride], out_stride >= V rounded up to whole panels; columns past V read as kPadLogit.
-// Inside team().run().
+// Logits of M rows, [M][out_stride], out_stride >= V rounded up to whole panels; columns past V
+// read as kPadLogit. Inside team().run().
 void logits(Model& model, const void* x, int rows, float* out, ptrdiff_t out_stride);
 
 // All the tiles of one row, merged in order.

@@ -8,9 +8,9 @@ namespace urial::cpu::URIAL_RUNG {
 
 struct Isa {
   using F = __m512;
-  static constexpr int W = 16;    // lanes
-  static constexpr int NV = 2;    // registers of columns in a micro tile
-  static constexpr int MR = 12;   // rows in a micro tile: MR * NV accumulators, and room for weights
+  static constexpr int W = 16;   // lanes
+  static constexpr int NV = 2;   // registers of columns in a micro tile
+  static constexpr int MR = 12;  // rows in a micro tile: MR * NV accumulators, and room for weights
 
   static F zero() { return _mm512_setzero_ps(); }
   static F set1(float v) { return _mm512_set1_ps(v); }
@@ -23,9 +23,13 @@ struct Isa {
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }  // a * b + c
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
-  static F round(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static F round(F a) {
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
   static F scale2(F a, F n) { return _mm512_scalef_ps(a, n); }  // a * 2^n, n an integer
-  static int count_greater(F a, F b) { return _mm_popcnt_u32(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ)); }
+  static int count_greater(F a, F b) {
+    return _mm_popcnt_u32(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ));
+  }
   static int count_equal(F a, F b) { return _mm_popcnt_u32(_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ)); }
   // Consecutive pairs of bf16: the first of each pair and the second, as fp32.
   static void widen(const uint16_t* p, F& first, F& second) {

@@ -1,4 +1,5 @@
-// Any processor: the compiler's own vectors of 4 lanes. Multiply and add are rounded one after the other.
+// Any processor: the compiler's own vectors of 4 lanes. Multiply and add are rounded one after the
+// other.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -41,7 +42,8 @@ struct Isa {
   static int count_greater(F a, F b) { return count(a > b); }
   static int count_equal(F a, F b) { return count(a == b); }
   static void widen(const uint16_t* p, F& first, F& second) {
-    for (int i = 0; i < W; ++i) first[i] = bf16_to_f32(p[2 * i]), second[i] = bf16_to_f32(p[2 * i + 1]);
+    for (int i = 0; i < W; ++i)
+      first[i] = bf16_to_f32(p[2 * i]), second[i] = bf16_to_f32(p[2 * i + 1]);
   }
   static void prefetch(const void* p) { __builtin_prefetch(p); }
 };

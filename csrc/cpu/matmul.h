@@ -1,4 +1,5 @@
-// The one inner kernel: up to MR rows times a panel of 32 columns, k in order. Weights, keys and values all come through here.
+// The one inner kernel: up to MR rows times a panel of 32 columns, k in order. Weights, keys and
+// values all come through here.
 #pragma once
 #include "policy.h"
 
@@ -6,8 +7,8 @@ namespace urial::cpu::URIAL_RUNG {
 
 // out[m][0..31] = sum over k of x[m][k] w[k][0..31], for M rows.
 template <class P, int M>
-inline void micro(const typename P::X* x, ptrdiff_t x_stride, const typename P::Wt* w, int steps, float* out,
-                  ptrdiff_t out_stride) {
+inline void micro(const typename P::X* x, ptrdiff_t x_stride, const typename P::Wt* w, int steps,
+                  float* out, ptrdiff_t out_stride) {
   constexpr int kStride = kPanel * P::kStep;  // elements of w from one step to the next
   for (int column = 0; column < kPanel; column += P::NV * P::W) {
     typename P::F acc[M][P::NV];
@@ -30,8 +31,8 @@ inline void micro(const typename P::X* x, ptrdiff_t x_stride, const typename P::
 
 // Any number of rows up to MR, by the kernel for exactly that many.
 template <class P, int M = P::MR>
-inline void micro_rows(int m, const typename P::X* x, ptrdiff_t x_stride, const typename P::Wt* w, int steps, float* out,
-                       ptrdiff_t out_stride) {
+inline void micro_rows(int m, const typename P::X* x, ptrdiff_t x_stride, const typename P::Wt* w,
+                       int steps, float* out, ptrdiff_t out_stride) {
   if (m == M) return micro<P, M>(x, x_stride, w, steps, out, out_stride);
   if constexpr (M > 1) micro_rows<P, M - 1>(m, x, x_stride, w, steps, out, out_stride);
 }
@@ -40,8 +41,8 @@ inline void micro_rows(int m, const typename P::X* x, ptrdiff_t x_stride, const 
 template <class P>
 struct Inner {
   static constexpr int kRows = P::MR;
-  void operator()(int m, const typename P::X* x, ptrdiff_t x_stride, const typename P::Wt* w, int steps, float* out,
-                  ptrdiff_t out_stride) {
+  void operator()(int m, const typename P::X* x, ptrdiff_t x_stride, const typename P::Wt* w,
+                  int steps, float* out, ptrdiff_t out_stride) {
     micro_rows<P>(m, x, x_stride, w, steps, out, out_stride);
   }
   // Rows in equal tiles of at most kRows: f(first row, rows).

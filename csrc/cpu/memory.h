@@ -1,4 +1,5 @@
-// Large zeroed memory straight from the system: pages come when touched, huge where the system grants them.
+// Large zeroed memory straight from the system: pages come when touched, huge where the system
+// grants them.
 #pragma once
 #include <sys/mman.h>
 
@@ -12,7 +13,8 @@ class Memory {
   Memory() = default;
   explicit Memory(size_t bytes) : bytes_(bytes) {
     if (bytes == 0) return;
-    void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
     madvise(p, bytes, MADV_HUGEPAGE);
@@ -20,7 +22,9 @@ class Memory {
     data_ = static_cast<char*>(p);
   }
   ~Memory() { free(); }
-  Memory(Memory&& other) noexcept : data_(other.data_), bytes_(other.bytes_) { other.data_ = nullptr, other.bytes_ = 0; }
+  Memory(Memory&& other) noexcept : data_(other.data_), bytes_(other.bytes_) {
+    other.data_ = nullptr, other.bytes_ = 0;
+  }
   Memory& operator=(Memory&& other) noexcept {
     if (this != &other) {
       free();

@@ -7,7 +7,9 @@ namespace {
 
 const Kernels& kernels_or_throw(const std::string& isa, Dtype dtype) {
   const Kernels* k = find_kernels(isa.c_str(), dtype);
-  if (!k) throw std::invalid_argument("instruction set '" + isa + "' is not in this build or not on this machine");
+  if (!k)
+    throw std::invalid_argument("instruction set '" + isa +
+                                "' is not in this build or not on this machine");
   return *k;
 }
 
@@ -19,11 +21,18 @@ std::vector<float> padded(const float* values, int n) {
 
 }  // namespace
 
-Model::Model(const Shape& shape, Dtype dtype, const std::string& isa, int threads, const float* cos, const float* sin)
-    : shape_(shape), dtype_(dtype), k_(kernels_or_throw(isa, dtype)), team_(threads), layers_(shape.layers) {
+Model::Model(const Shape& shape, Dtype dtype, const std::string& isa, int threads, const float* cos,
+             const float* sin)
+    : shape_(shape),
+      dtype_(dtype),
+      k_(kernels_or_throw(isa, dtype)),
+      team_(threads),
+      layers_(shape.layers) {
   const Shape& s = shape_;
-  if (s.head_dim > kMaxHead || s.head_dim % 2) throw std::invalid_argument("head size must be even and at most 256");
-  if (s.heads / s.kv_heads > kMaxQueries) throw std::invalid_argument("at most 128 query heads a key head");
+  if (s.head_dim > kMaxHead || s.head_dim % 2)
+    throw std::invalid_argument("head size must be even and at most 256");
+  if (s.heads / s.kv_heads > kMaxQueries)
+    throw std::invalid_argument("at most 128 query heads a key head");
   const size_t table = size_t(s.positions) * s.head_dim / 2;
   cos_.assign(cos, cos + table);
   sin_.assign(sin, sin + table);
@@ -68,13 +77,16 @@ Model::Place Model::place(Part part, int layer) {
   }
 }
 
-void Model::load_matrix(Part part, int layer, const void* source, Source type, int rows, int columns) {
+void Model::load_matrix(Part part, int layer, const void* source, Source type, int rows,
+                        int columns) {
   if (part == Part::kEmbedding) make(embedding_, shape_.vocab, shape_.hidden);
   const Place to = place(part, layer);
   if (columns != to.matrix->w.k || to.columns.of(rows - 1) >= to.matrix->w.panels() * kPanel)
     throw std::invalid_argument("a weight has another shape than the configuration");
   team_.run([&](int) {
-    team_.share(rows, kPanel, [&](int begin, int end) { pack_rows(source, type, begin, end, to.matrix->w, to.columns); });
+    team_.share(rows, kPanel, [&](int begin, int end) {
+      pack_rows(source, type, begin, end, to.matrix->w, to.columns);
+    });
   });
 }
 
@@ -90,7 +102,8 @@ void Model::load_norm(int layer, bool feed_forward, const float* weight) {
   if (layer == shape_.layers) {
     final_norm_ = std::move(w);
   } else {
-    (feed_forward ? layers_.at(layer).feed_forward_norm : layers_.at(layer).attention_norm) = std::move(w);
+    (feed_forward ? layers_.at(layer).feed_forward_norm : layers_.at(layer).attention_norm) =
+        std::move(w);
   }
 }
 

@@ -1,6 +1,8 @@
-// A Llama or Mistral model on the CPU: weights, KV-cache pool, threads, and one call for all layers.
+// A Llama or Mistral model on the CPU: weights, KV-cache pool, threads, and one call for all
+// layers.
 //
-// The Python side owns names and files; this side owns memory and arithmetic. Nothing here knows what a block means.
+// The Python side owns names and files; this side owns memory and arithmetic. Nothing here knows
+// what a block means.
 #pragma once
 #include <memory>
 #include <string>
@@ -28,7 +30,8 @@ struct ForwardArgs {
   float* hidden;  // [T][C] out
 };
 
-// Where a value that is not finite was first seen; layer -1 is the embedding. ok() when all is well.
+// Where a value that is not finite was first seen; layer -1 is the embedding. ok() when all is
+// well.
 struct Fault {
   int layer, row;
   bool ok() const { return row < 0; }
@@ -36,13 +39,15 @@ struct Fault {
 
 class Model {
  public:
-  Model(const Shape& shape, Dtype dtype, const std::string& isa, int threads, const float* cos, const float* sin);
+  Model(const Shape& shape, Dtype dtype, const std::string& isa, int threads, const float* cos,
+        const float* sin);
 
   const Shape& shape() const { return shape_; }
   const Kernels& kernels() const { return k_; }
   Team& team() { return team_; }
 
-  // Weights. A source matrix is [rows, columns] in the checkpoint's own order. Without a kEmbedding part, the head is tied.
+  // Weights. A source matrix is [rows, columns] in the checkpoint's own order. Without a kEmbedding
+  // part, the head is tied.
   void load_matrix(Part part, int layer, const void* source, Source type, int rows, int columns);
   void load_bias(Part part, int layer, const float* bias, int n);
   void load_norm(int layer, bool feed_forward, const float* weight);  // layer == L: the final norm
@@ -56,7 +61,8 @@ class Model {
 
   Fault forward(const ForwardArgs& args);
 
-  // The head. Activations of M hidden states are made once, then vocabulary tiles are computed where they are needed.
+  // The head. Activations of M hidden states are made once, then vocabulary tiles are computed
+  // where they are needed.
   const Packed& head() const { return head_.w; }
   int head_stride() const { return round_up(shape_.hidden, kPanel); }
   // Inside team().run(): hidden [rows][C] -> activations [rows][head_stride()].

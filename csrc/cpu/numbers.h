@@ -29,7 +29,9 @@ static inline uint16_t f32_to_bf16(float f) {
 static inline float f16_to_f32(uint16_t h) {
   const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 1023;
   if (exponent == 31) return from_bits(sign | 0x7f800000 | fraction << 13);
-  if (exponent == 0) return (sign ? -1.f : 1.f) * float(fraction) * from_bits(0x33800000);  // subnormal: fraction * 2^-24
+  if (exponent == 0)
+    return (sign ? -1.f : 1.f) * float(fraction) *
+           from_bits(0x33800000);  // subnormal: fraction * 2^-24
   return from_bits(sign | (exponent + 112) << 23 | fraction << 13);
 }
 

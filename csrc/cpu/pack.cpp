@@ -40,7 +40,8 @@ void pack_as(const void* source, int begin, int end, const Packed& to, Columns c
 
 }  // namespace
 
-void pack_rows(const void* source, Source type, int begin, int end, const Packed& to, Columns columns) {
+void pack_rows(const void* source, Source type, int begin, int end, const Packed& to,
+               Columns columns) {
   switch (type) {
     case Source::kBf16:
       return pack_as<ReadBf16>(source, begin, end, to, columns);

@@ -1,4 +1,5 @@
-// From rows of a checkpoint to packed panels, and back for one row (the embedding is read from the packed head).
+// From rows of a checkpoint to packed panels, and back for one row (the embedding is read from the
+// packed head).
 #pragma once
 #include "types.h"
 
@@ -6,14 +7,16 @@ namespace urial::cpu {
 
 enum class Source { kBf16, kF16, kF32 };
 
-// Where source row i goes: column offset + (i / run) * stride + i % run. A plain matrix has run = rows.
+// Where source row i goes: column offset + (i / run) * stride + i % run. A plain matrix has run =
+// rows.
 struct Columns {
   int offset, run, stride;
   int of(int row) const { return offset + row / run * stride + row % run; }
 };
 
 // Copies rows [begin, end) of source [rows, k] into the packed matrix, converting its elements.
-void pack_rows(const void* source, Source type, int begin, int end, const Packed& to, Columns columns);
+void pack_rows(const void* source, Source type, int begin, int end, const Packed& to,
+               Columns columns);
 
 // Row n of the matrix, as fp32 [k].
 void unpack_row(const Packed& from, int n, float* out);

@@ -1,5 +1,6 @@
-// How a packed dtype meets an instruction set. A policy says what an activation is (X), what a weight is (Wt), how many k one
-// step takes, and how to add a step's product to an accumulator. Everything else is written once, against a policy.
+// How a packed dtype meets an instruction set. A policy says what an activation is (X), what a
+// weight is (Wt), how many k one step takes, and how to add a step's product to an accumulator.
+// Everything else is written once, against a policy.
 #pragma once
 #include "numbers.h"
 #include "types.h"
@@ -42,7 +43,9 @@ struct Bf16 : Isa {
     return (__m512bh)_mm512_set1_epi32(pair);
   }
   static F dot(F acc, Broadcast x, Weights w) { return _mm512_dpbf16_ps(acc, x, w); }
-  static void store_x(X* p, F v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(v)); }
+  static void store_x(X* p, F v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(v));
+  }
   static X to_x(float v) { return f32_to_bf16(v); }
   static Wt to_wt(float v) { return f32_to_bf16(v); }
 };
@@ -65,7 +68,9 @@ struct Bf16 : Isa {
     return w;
   }
   static Broadcast broadcast(const X* p) { return {set1(p[0]), set1(p[1])}; }
-  static F dot(F acc, Broadcast x, Weights w) { return fma(x.second, w.second, fma(x.first, w.first, acc)); }
+  static F dot(F acc, Broadcast x, Weights w) {
+    return fma(x.second, w.second, fma(x.first, w.first, acc));
+  }
   static void store_x(X* p, F v) { store(p, v); }
   static X to_x(float v) { return v; }
   static Wt to_wt(float v) { return f32_to_bf16(v); }
@@ -89,8 +94,9 @@ inline float largest(Isa::F v) {
   return m;
 }
 
-// e^x for x <= 88, to about 2 units in the last place; below -87 the result is about 1e-38, never 0. The bounds stand first
-// because max(a, b) and min(a, b) give b where one is NaN: a NaN must come out as a NaN.
+// e^x for x <= 88, to about 2 units in the last place; below -87 the result is about 1e-38, never
+// 0. The bounds stand first because max(a, b) and min(a, b) give b where one is NaN: a NaN must
+// come out as a NaN.
 inline Isa::F exp(Isa::F x) {
   using I = Isa;
   x = I::min(I::set1(88.f), I::max(I::set1(-87.f), x));

@@ -7,7 +7,8 @@
 namespace urial::cpu {
 namespace {
 
-// A short busy wait, then hand the core to whoever else wants it: on a shared machine a partner may not be running.
+// A short busy wait, then hand the core to whoever else wants it: on a shared machine a partner may
+// not be running.
 class Spin {
  public:
   void once() {
@@ -58,7 +59,8 @@ void Team::work(int thread) {
   unsigned done = 0;
   for (;;) {
     Spin spin;
-    for (int poll = 0; poll < kIdlePolls && job_.load(std::memory_order_acquire) == done; ++poll) spin.once();
+    for (int poll = 0; poll < kIdlePolls && job_.load(std::memory_order_acquire) == done; ++poll)
+      spin.once();
     {
       std::unique_lock<std::mutex> lock(mutex_);
       wake_.wait(lock, [&] { return job_.load(std::memory_order_relaxed) != done; });

@@ -1,4 +1,5 @@
-// A team of threads that runs one function together (SPMD): wakes once per forward pass, then meets at spinning barriers.
+// A team of threads that runs one function together (SPMD): wakes once per forward pass, then meets
+// at spinning barriers.
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -21,8 +22,8 @@ class Team {
   // Every thread runs body(thread); returns when all have. One caller at a time.
   void run(const std::function<void(int)>& body);
 
-  // Inside run(): the threads share out 0..count-1 in slices, each index once, and meet afterwards. Which thread takes
-  // which slice is left to chance: no result may depend on it.
+  // Inside run(): the threads share out 0..count-1 in slices, each index once, and meet afterwards.
+  // Which thread takes which slice is left to chance: no result may depend on it.
   template <class Slice>
   void share(int count, int slice, Slice&& f) {
     for (;;) {

@@ -1,4 +1,5 @@
-// Operations on one row: norm, conversion, rotary embedding with the write to the cache, statistics of logits.
+// Operations on one row: norm, conversion, rotary embedding with the write to the cache, statistics
+// of logits.
 #pragma once
 #include <cmath>
 
@@ -12,7 +13,8 @@ bool rmsnorm(const float* in, const float* weight, float eps, int n, void* x, fl
   using F = typename P::F;
   const int padded = round_up(n, kPanel);
   F squares = P::zero();
-  for (int i = 0; i < padded; i += P::W) squares = P::fma(P::load(in + i), P::load(in + i), squares);
+  for (int i = 0; i < padded; i += P::W)
+    squares = P::fma(P::load(in + i), P::load(in + i), squares);
   const float mean = sum(squares) / float(n);
   const F scale = P::set1(1.f / std::sqrt(mean + eps));
   for (int i = 0; i < padded; i += P::W) {
@@ -36,7 +38,8 @@ void convert(const float* in, int n, void* x) {
   for (; i < round_up(n, kPanel); i += P::W) P::store_x(out + i, P::zero());
 }
 
-// Half-split rotation of one head: (a, b) -> (a cos - b sin, b cos + a sin) with a, b the two halves.
+// Half-split rotation of one head: (a, b) -> (a cos - b sin, b cos + a sin) with a, b the two
+// halves.
 inline void rotate(const float* in, const float* cos, const float* sin, int half, float* out) {
   for (int i = 0; i < half; ++i) {
     const float a = in[i], b = in[i + half];
@@ -45,9 +48,17 @@ inline void rotate(const float* in, const float* cos, const float* sin, int half
   }
 }
 
-// Rotates the queries and keys of row t; queries go to the query matrix, keys and values to their slot of the cache.
+inline bool finite(const float* v, int n) {
+  float zero = 0;
+  for (int i = 0; i < n; ++i) zero += v[i] * 0.f;  // NaN as soon as one value is NaN or infinite
+  return zero == 0.f;
+}
+
+// Rotates the queries and keys of row t; queries go to the query matrix, keys and values to their
+// slot of the cache. False when they are not finite: then the slot gets zeros, for a NaN would
+// reach rows that must not even see it (0 * NaN).
 template <class P>
-void rope(const RopeArgs& a, int t) {
+bool rope(const RopeArgs& a, int t) {
   const AttentionArgs& c = a.cache;
   const int D = c.head_dim, half = D / 2, G = c.heads / c.kv_heads, position = c.positions[t];
   const float *cos = a.cos + size_t(position) * half, *sin = a.sin + size_t(position) * half;
@@ -55,7 +66,8 @@ void rope(const RopeArgs& a, int t) {
   float turned[kMaxHead];
   for (int h = 0; h < c.heads; ++h) {
     rotate(in + h * D, cos, sin, half, turned);
-    auto* q = static_cast<typename P::X*>(a.q) + ((size_t(h / G) * c.rows + t) * G + h % G) * round_up(D, kPanel);
+    auto* q = static_cast<typename P::X*>(a.q) +
+              ((size_t(h / G) * c.rows + t) * G + h % G) * round_up(D, kPanel);
     for (int d = 0; d < D; ++d) q[d] = P::to_x(turned[d]);
   }
   const CacheLayout layout(D, P::kDtype);
@@ -63,20 +75,25 @@ void rope(const RopeArgs& a, int t) {
   const int slot = position % kBlock, column = slot % kPanel;
   const int steps = round_up(D, kPanel) / P::kStep;
   char* base = c.pool + size_t(block) * c.block_bytes + c.layer_offset;
+  const bool sound = finite(in, (c.heads + 2 * c.kv_heads) * D);
   for (int h = 0; h < c.kv_heads; ++h, base += layout.head_bytes()) {
     rotate(in + (c.heads + h) * D, cos, sin, half, turned);
     // Keys: a packed matrix with 64 columns (the keys) and k = D.
-    auto* keys = reinterpret_cast<typename P::Wt*>(base) + size_t(slot / kPanel) * steps * kPanel * P::kStep;
+    auto* keys =
+        reinterpret_cast<typename P::Wt*>(base) + size_t(slot / kPanel) * steps * kPanel * P::kStep;
     for (int d = 0; d < D; ++d)
-      keys[(size_t(d / P::kStep) * kPanel + column) * P::kStep + d % P::kStep] = P::to_wt(turned[d]);
+      keys[(size_t(d / P::kStep) * kPanel + column) * P::kStep + d % P::kStep] =
+          P::to_wt(sound ? turned[d] : 0.f);
     // Values: a packed matrix with D columns and k = 64 (the keys).
     auto* values = reinterpret_cast<typename P::Wt*>(base + layout.key_bytes);
     const float* v = in + (c.heads + c.kv_heads + h) * D;
     constexpr int kPanelElements = kBlock * kPanel;
     for (int d = 0; d < D; ++d)
-      values[size_t(d / kPanel) * kPanelElements + (slot / P::kStep * kPanel + d % kPanel) * P::kStep + slot % P::kStep] =
-          P::to_wt(v[d]);
+      values[size_t(d / kPanel) * kPanelElements +
+             (slot / P::kStep * kPanel + d % kPanel) * P::kStep + slot % P::kStep] =
+          P::to_wt(sound ? v[d] : 0.f);
   }
+  return sound;
 }
 
 template <class P>

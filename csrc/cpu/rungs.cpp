@@ -11,8 +11,8 @@
 
 namespace urial::cpu {
 
-#define URIAL_DECLARE(rung) \
-  namespace rung {          \
+#define URIAL_DECLARE(rung)                       \
+  namespace rung {                                \
   extern const Kernels bf16_kernels, f32_kernels; \
   }
 URIAL_DECLARE(portable)
@@ -38,18 +38,22 @@ struct Rung {
 
 #if defined(URIAL_HAVE_AVX512) || defined(URIAL_HAVE_AVX512_BF16) || defined(URIAL_HAVE_AMX_BF16)
 bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("fma");
 }
 #endif
 
 #ifdef URIAL_HAVE_AMX_BF16
-// The processor must have the tiles and the kernel must grant them: they are a large register state, given on request.
+// The processor must have the tiles and the kernel must grant them: they are a large register
+// state, given on request.
 bool has_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kBf16 | kTile)) != (kBf16 | kTile)) return false;
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kBf16 | kTile)) != (kBf16 | kTile))
+    return false;
+  constexpr long kRequestPermission = 0x1023,
+                 kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 #endif
@@ -67,7 +71,8 @@ const Rung kRungs[] = {
     {&avx512::bf16_kernels, &avx512::f32_kernels, has_avx512},
 #endif
 #ifdef URIAL_HAVE_AVX2
-    {&avx2::bf16_kernels, &avx2::f32_kernels, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+    {&avx2::bf16_kernels, &avx2::f32_kernels,
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif
     {&portable::bf16_kernels, &portable::f32_kernels, [] { return true; }},
 };
@@ -76,7 +81,8 @@ const Rung kRungs[] = {
 
 const Kernels* find_kernels(const char* isa, Dtype dtype) {
   for (const Rung& r : kRungs)
-    if (std::strcmp(r.bf16->isa, isa) == 0 && r.runs()) return dtype == Dtype::kBf16 ? r.bf16 : r.f32;
+    if (std::strcmp(r.bf16->isa, isa) == 0 && r.runs())
+      return dtype == Dtype::kBf16 ? r.bf16 : r.f32;
   return nullptr;
 }
 

@@ -11,8 +11,9 @@
 namespace urial::cpu {
 namespace {
 
-constexpr int kRows = 32;           // rows whose logits are held at once
-constexpr double kNegligible = 40;  // e^-40 times any vocabulary is below the resolution of a double's sum
+constexpr int kRows = 32;  // rows whose logits are held at once
+constexpr double kNegligible =
+    40;  // e^-40 times any vocabulary is below the resolution of a double's sum
 
 int padded_vocab(const Model& m) { return round_up(m.shape().vocab, kPanel); }
 
@@ -26,7 +27,8 @@ class Changed {
       const int count = a.penalty_counts[i];
       if (count > 0) v -= a.frequency[m] * float(count) + a.presence[m];
     }
-    for (int i = a.banned_offsets[m]; i < a.banned_offsets[m + 1]; ++i) keep(a.banned_ids[i]) = -INFINITY;
+    for (int i = a.banned_offsets[m]; i < a.banned_offsets[m + 1]; ++i)
+      keep(a.banned_ids[i]) = -INFINITY;
   }
   ~Changed() {
     for (auto it = kept_.rbegin(); it != kept_.rend(); ++it) z_[it->id] = it->value;
@@ -55,7 +57,8 @@ class Candidates {
     if (i >= sorted_) {
       const int more = std::min(size(), std::max(256, 4 * sorted_));
       const auto before = [](const Entry& a, const Entry& b) { return a.before(b); };
-      std::partial_sort(entries_.begin() + sorted_, entries_.begin() + more, entries_.end(), before);
+      std::partial_sort(entries_.begin() + sorted_, entries_.begin() + more, entries_.end(),
+                        before);
       sorted_ = more;
     }
     return entries_[i];
@@ -76,7 +79,8 @@ class Candidates {
   float max_;
 };
 
-// Temperature, top-k, top-p, min-p, one draw: the order that kernels/sample/reference.py spells out.
+// Temperature, top-k, top-p, min-p, one draw: the order that kernels/sample/reference.py spells
+// out.
 int draw(const SampleArgs& a, int m, const float* z, int vocab) {
   Candidates c(z, vocab, a.temperature[m]);
   const int k = a.top_k[m] > 0 ? std::min(a.top_k[m], vocab) : vocab;
@@ -86,7 +90,8 @@ int draw(const SampleArgs& a, int m, const float* z, int vocab) {
   int count = k;
   if (nucleus < INFINITY || a.min_p[m] > 0) {
     kept = 0, count = 0;
-    while (count < k && (count == 0 || (kept < nucleus && c.weight(c.at(count)) >= double(a.min_p[m]))))
+    while (count < k &&
+           (count == 0 || (kept < nucleus && c.weight(c.at(count)) >= double(a.min_p[m]))))
       kept += c.weight(c.at(count++));
   }
   double reached = 0;
@@ -100,7 +105,8 @@ int draw(const SampleArgs& a, int m, const float* z, int vocab) {
   return c.at(last).id;
 }
 
-// Everything about row m once its raw logits z [padded vocabulary] are there. False when they are not finite.
+// Everything about row m once its raw logits z [padded vocabulary] are there. False when they are
+// not finite.
 bool choose(const Model& model, const SampleArgs& a, int m, float* z) {
   const int vocab = model.shape().vocab, padded = padded_vocab(model);
   int token;
@@ -131,15 +137,19 @@ bool choose(const Model& model, const SampleArgs& a, int m, float* z) {
 // Logits of the rows in turn, kRows at a time: each(row, z) on some thread; false marks the row.
 template <class Each>
 int for_rows(Model& model, const float* hidden, int rows, Each&& each) {
-  const int stride = padded_vocab(model), block = std::min(rows, kRows), hidden_size = model.shape().hidden;
-  Memory x(size_t(block) * model.head_stride() * model.kernels().x_bytes), z(size_t(block) * stride * sizeof(float));
+  const int stride = padded_vocab(model), block = std::min(rows, kRows),
+            hidden_size = model.shape().hidden;
+  Memory x(size_t(block) * model.head_stride() * model.kernels().x_bytes),
+      z(size_t(block) * stride * sizeof(float));
   std::vector<char> finite(rows, 1);
   for (int first = 0; first < rows; first += kRows) {
     const int count = std::min(kRows, rows - first);
     model.team().run([&](int) {
       model.activations(hidden + size_t(first) * hidden_size, count, x.data());
       logits(model, x.data(), count, z.as<float>(), stride);
-      model.team().share(count, 1, [&](int m, int) { finite[first + m] = each(first + m, z.as<float>() + size_t(m) * stride); });
+      model.team().share(count, 1, [&](int m, int) {
+        finite[first + m] = each(first + m, z.as<float>() + size_t(m) * stride);
+      });
     });
   }
   const auto bad = std::find(finite.begin(), finite.end(), 0);
@@ -149,7 +159,8 @@ int for_rows(Model& model, const float* hidden, int rows, Each&& each) {
 }  // namespace
 
 int next_tokens(Model& model, const SampleArgs& args) {
-  return for_rows(model, args.hidden, args.rows, [&](int m, float* z) { return choose(model, args, m, z); });
+  return for_rows(model, args.hidden, args.rows,
+                  [&](int m, float* z) { return choose(model, args, m, z); });
 }
 
 int all_logits(Model& model, const float* hidden, int rows, float* out) {
@@ -166,7 +177,8 @@ uint32_t philox(uint64_t seed, uint32_t position, uint32_t sample) {
   uint32_t c[4] = {position, sample, 0, 0}, key[2] = {uint32_t(seed), uint32_t(seed >> 32)};
   for (int round = 0; round < 10; ++round) {
     const uint64_t a = uint64_t(0xD2511F53) * c[0], b = uint64_t(0xCD9E8D57) * c[2];
-    const uint32_t next[4] = {uint32_t(b >> 32) ^ c[1] ^ key[0], uint32_t(b), uint32_t(a >> 32) ^ c[3] ^ key[1], uint32_t(a)};
+    const uint32_t next[4] = {uint32_t(b >> 32) ^ c[1] ^ key[0], uint32_t(b),
+                              uint32_t(a >> 32) ^ c[3] ^ key[1], uint32_t(a)};
     std::memcpy(c, next, sizeof c);
     key[0] += 0x9E3779B9, key[1] += 0xBB67AE85;
   }

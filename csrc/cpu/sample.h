@@ -9,9 +9,9 @@ struct SampleArgs {
   const float* hidden;  // [M][C]
   int rows, top_logprobs;
   const float *temperature, *top_p, *min_p, *repetition, *presence, *frequency;  // [M]
-  const int32_t* top_k;                                                           // [M]
-  const uint64_t* seed;                                                           // [M]
-  const uint32_t *sample, *position;                                              // [M]
+  const int32_t* top_k;                                                          // [M]
+  const uint64_t* seed;                                                          // [M]
+  const uint32_t *sample, *position;                                             // [M]
   const int32_t *penalty_offsets, *penalty_ids, *penalty_counts;
   const uint8_t* penalty_repeats;
   const int32_t *banned_offsets, *banned_ids;
@@ -27,7 +27,8 @@ int next_tokens(Model& model, const SampleArgs& args);
 // Logits of M rows, [M][V]. The first row that is not finite, or -1.
 int all_logits(Model& model, const float* hidden, int rows, float* out);
 
-// Philox4x32-10 (Salmon et al., SC 2011): the first word for counter (position, sample, 0, 0) and key `seed`.
+// Philox4x32-10 (Salmon et al., SC 2011): the first word for counter (position, sample, 0, 0) and
+// key `seed`.
 uint32_t philox(uint64_t seed, uint32_t position, uint32_t sample);
 
 }  // namespace urial::cpu

@@ -1,5 +1,6 @@
-// The k largest logits of a row, ordered by falling value, then rising id. That order is total, so the result does not depend on
-// the order in which values arrive, nor on how many threads collect them.
+// The k largest logits of a row, ordered by falling value, then rising id. That order is total, so
+// the result does not depend on the order in which values arrive, nor on how many threads collect
+// them.
 #pragma once
 #include <cmath>
 #include <cstdint>

@@ -1,13 +1,15 @@
 // What every part of the CPU backend shares: the packed matrix, the kernel table, sizes.
 //
-// Letters: T rows of a call, C hidden, F feed-forward, H query heads, K key/value heads, G = H / K, D head size, V vocabulary.
+// Letters: T rows of a call, C hidden, F feed-forward, H query heads, K key/value heads, G = H / K,
+// D head size, V vocabulary.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
 namespace urial::cpu {
 
-// A panel is 32 output columns of a packed matrix; it is the unit of work and of padding, in k as well.
+// A panel is 32 output columns of a packed matrix; it is the unit of work and of padding, in k as
+// well.
 constexpr int kPanel = 32;
 // Tokens in a block of the KV-cache: two panels of keys. Attention reduces one block at a time.
 constexpr int kBlock = 64;
@@ -19,7 +21,8 @@ constexpr int kMaxQueries = 128;
 // What a logit of a padding column reads as: below every real one, and finite.
 constexpr float kPadLogit = -1e30f;
 
-// Always inlined: these are compiled once for each instruction set, and a shared copy could hold the wrong one's code.
+// Always inlined: these are compiled once for each instruction set, and a shared copy could hold
+// the wrong one's code.
 #define URIAL_INLINE inline __attribute__((always_inline))
 
 URIAL_INLINE constexpr int round_up(int n, int to) { return (n + to - 1) / to * to; }
@@ -27,7 +30,8 @@ URIAL_INLINE constexpr int round_up(int n, int to) { return (n + to - 1) / to * 
 enum class Dtype { kBf16, kF32 };
 
 URIAL_INLINE constexpr size_t bytes_of(Dtype t) { return t == Dtype::kBf16 ? 2 : 4; }
-// How many consecutive k stand beside each other in a packed column: what one dot-product instruction consumes.
+// How many consecutive k stand beside each other in a packed column: what one dot-product
+// instruction consumes.
 URIAL_INLINE constexpr int step_of(Dtype t) { return t == Dtype::kBf16 ? 2 : 1; }
 
 // y = x W^T with W [n, k] stored as [n / 32 panels][k / step][32 columns][step], zero-padded.
@@ -40,15 +44,20 @@ struct Packed {
 
   URIAL_INLINE int panels() const { return (n + kPanel - 1) / kPanel; }
   URIAL_INLINE int steps() const { return round_up(k, kPanel) / step_of(dtype); }
-  URIAL_INLINE size_t panel_bytes() const { return size_t(round_up(k, kPanel)) * kPanel * bytes_of(dtype); }
+  URIAL_INLINE size_t panel_bytes() const {
+    return size_t(round_up(k, kPanel)) * kPanel * bytes_of(dtype);
+  }
   URIAL_INLINE size_t bytes() const { return panels() * panel_bytes(); }
-  URIAL_INLINE const void* panel(int p) const { return static_cast<const char*>(data) + p * panel_bytes(); }
+  URIAL_INLINE const void* panel(int p) const {
+    return static_cast<const char*>(data) + p * panel_bytes();
+  }
 };
 
 enum class Epilogue {
   kStore,    // out[m][n] = y + bias
   kAdd,      // out[m][n] += y + bias: the residual stream
-  kSiluMul,  // act[m][n / 2] = silu(gate) * up; a panel holds 16 gate columns, then their 16 up columns
+  kSiluMul,  // act[m][n / 2] = silu(gate) * up; a panel holds 16 gate columns, then their 16 up
+             // columns
 };
 
 struct MatmulArgs {
@@ -62,14 +71,15 @@ struct MatmulArgs {
   ptrdiff_t out_stride;
 };
 
-// One layer's attention. Queries are [K][T * G][D padded to whole panels], so that all the queries of a key head are one matrix.
+// One layer's attention. Queries are [K][T * G][D padded to whole panels], so that all the queries
+// of a key head are one matrix.
 struct AttentionArgs {
   const void* q;
   void* out;  // [T][padded H * D], activations
   ptrdiff_t out_stride;
-  char* pool;            // the KV-cache; a block holds all layers
-  size_t block_bytes;    // stride between blocks
-  size_t layer_offset;   // of this layer within a block
+  char* pool;                // the KV-cache; a block holds all layers
+  size_t block_bytes;        // stride between blocks
+  size_t layer_offset;       // of this layer within a block
   const int32_t* positions;  // [T]
   const int32_t* sequences;  // [T] row of tables
   const int32_t* tables;     // [B][table_stride] physical block by absolute block index
@@ -91,7 +101,7 @@ struct CacheLayout {
 struct RopeArgs {
   const float* qkv;  // [T][stride]: H queries, K keys, K values of D each
   ptrdiff_t stride;
-  void* q;  // [K][T * G][padded D] activations
+  void* q;                 // [K][T * G][padded D] activations
   const float *cos, *sin;  // [positions][D / 2]
   AttentionArgs cache;
 };
@@ -104,7 +114,8 @@ struct TileStats {
   bool finite;
 };
 
-// A kernel table: one per instruction set and dtype. Functions work on a slice of a task; threads are the caller's.
+// A kernel table: one per instruction set and dtype. Functions work on a slice of a task; threads
+// are the caller's.
 struct Kernels {
   const char* isa;
   Dtype dtype;
@@ -113,7 +124,7 @@ struct Kernels {
   // Root-mean-square norm of one row; x and/or full may be null. False when the row is not finite.
   bool (*rmsnorm)(const float* in, const float* weight, float eps, int n, void* x, float* full);
   void (*convert)(const float* in, int n, void* x);  // fp32 -> activations, padded to whole panels
-  void (*rope)(const RopeArgs&, int row);
+  bool (*rope)(const RopeArgs&, int row);            // false when the row is not finite
   void (*attention)(const AttentionArgs&, int kv_head, int tile);
   // n a multiple of 32. other may be null. Counts are against z_y over all n columns.
   TileStats (*stats)(const float* z, const float* other, int n, float z_y);

@@ -1,10 +1,13 @@
-"""What a backend must do. The engine, the scheduler and the token shift know this page and nothing below it.
+"""What a backend must do. The engine, the scheduler and the token shift know this page and nothing
+below it.
 
-Letters: B sequences, T rows (new tokens) of a call, M rows given to the head, C hidden size, V vocabulary, P tokens a block.
+Letters: B sequences, T rows (new tokens) of a call, M rows given to the head, C hidden size, V
+vocabulary, P tokens a block.
 
-A backend owns the weights and a pool of KV-cache blocks of `block_size` tokens, all layers of a token in the same block. The caller
-owns the meaning of the blocks: which sequence reads which physical block at which absolute block index (`Batch.block_tables`).
-Two sequences that name the same physical block at the same index share it, and attention reads it once for both.
+A backend owns the weights and a pool of KV-cache blocks of `block_size` tokens, all layers of a
+token in the same block. The caller owns the meaning of the blocks: which sequence reads which
+physical block at which absolute block index (`Batch.block_tables`). Two sequences that name the
+same physical block at the same index share it, and attention reads it once for both.
 """
 
 from __future__ import annotations
@@ -24,24 +27,30 @@ F32 = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One forward call: T new tokens of B sequences. Their keys and values are written to the cache before attention reads it.
+    """One forward call: T new tokens of B sequences. Their keys and values are written to the
+    cache before attention reads it.
 
-    Rows of one sequence are adjacent and in rising position; sequences that share blocks stand beside each other (speed only).
-    Everything before a row's position must already be in the cache or earlier in the same call.
+    Rows of one sequence are adjacent and in rising position; sequences that share blocks stand
+    beside each other (speed only). Everything before a row's position must already be in the cache
+    or earlier in the same call.
     """
 
     token_ids: I32  # [T]
     positions: I32  # [T] absolute, counted from 0
     sequences: I32  # [T] row of block_tables, non-decreasing
-    block_tables: I32  # [B, blocks] physical block at each absolute block index; entries past the last position are not read
+    # [B, blocks] physical block at each absolute block index; entries past the last position are
+    # not read
+    block_tables: I32
 
 
 @dataclass(frozen=True, slots=True)
 class SampleBatch:
-    """How to choose the next token of each of M rows. See `SamplingParams` for the meaning of each field.
+    """How to choose the next token of each of M rows. See `SamplingParams` for the meaning of each
+    field.
 
-    The order of operations: banned tokens to -inf, repetition, presence and frequency penalties, temperature, top-k, top-p, min-p,
-    then one draw. `penalty_*` and `banned_*` are ragged: row i owns entries offsets[i] .. offsets[i + 1].
+    The order of operations: banned tokens to -inf, repetition, presence and frequency penalties,
+    temperature, top-k, top-p, min-p, then one draw. `penalty_*` and `banned_*` are ragged: row i
+    owns entries offsets[i] .. offsets[i + 1].
     """
 
     temperature: F32  # [M], 0 = greedy: the largest logit, the smallest id among equals
@@ -65,7 +74,8 @@ class SampleBatch:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The chosen tokens. Log-probabilities are those of the raw model (before penalties and temperature), in nats."""
+    """The chosen tokens. Log-probabilities are those of the raw model (before penalties and
+    temperature), in nats."""
 
     token_ids: I32  # [M]
     logprob: F32  # [M]
@@ -78,7 +88,8 @@ class Sampled:
 class HeadScores:
     """What one head says of a given token at each of M rows.
 
-    rank = 1 + #{v != y : z_v > z_y}, ties = #{v != y : z_v = z_y}, both exact on the fp32 logits z; y is excluded by index.
+    rank = 1 + #{v != y : z_v > z_y}, ties = #{v != y : z_v = z_y}, both exact on the fp32 logits
+    z; y is excluded by index.
     """
 
     rank: I32  # [M]
@@ -100,10 +111,12 @@ class HeadComparison:
 
 
 class Backend(Protocol):
-    """Implemented by `reference` (numpy, fp64) and `cpu` (C++). Every method raises `NumericsError` where a value is not finite."""
+    """Implemented by `reference` (numpy, fp64) and `cpu` (C++). Every method raises
+    `NumericsError` where a value is not finite."""
 
     name: str  # "cpu"
-    variant: str  # what else changes the bits of a result: the instruction set; goes into the prefix fingerprint
+    # what else changes the bits of a result: the instruction set; goes into the prefix fingerprint
+    variant: str
     dtype: str  # "bfloat16" | "float32" | "float64": what weights and cache are held in
     threads: int
     config: ModelConfig
@@ -112,13 +125,16 @@ class Backend(Protocol):
     weight_bytes: int
 
     def allocate(self, blocks: int) -> None:
-        """Reserve the pool of KV-cache blocks; replaces an earlier pool. Blocks start out zeroed."""
+        """Reserve the pool of KV-cache blocks; replaces an earlier pool. Blocks start out
+        zeroed."""
 
     def forward(self, batch: Batch) -> F32:
-        """All layers and the final norm -> hidden states [T, C]. Writes the T tokens' keys and values to the cache."""
+        """All layers and the final norm -> hidden states [T, C]. Writes the T tokens' keys and
+        values to the cache."""
 
     def logits(self, hidden: F32) -> F32:
-        """[M, C] -> [M, V], fp32. For callers who need them all; nothing in generate or score does."""
+        """[M, C] -> [M, V], fp32. For callers who need them all; nothing in generate or score
+        does."""
 
     def next_tokens(self, hidden: F32, how: SampleBatch) -> Sampled:
         """The head's exit for generation: [M, C] -> one token a row."""
@@ -126,8 +142,11 @@ class Backend(Protocol):
     def score(self, hidden: F32, targets: I32, top_k: int) -> HeadScores:
         """The head's exit for scoring: vocabulary tiles in cache, never [M, V]."""
 
-    def compare(self, hidden: F32, targets: I32, top_k: int, aligned: Backend, aligned_hidden: F32) -> HeadComparison:
-        """Score both heads and stream both KL divergences over the same tiles. `self` is the base."""
+    def compare(
+        self, hidden: F32, targets: I32, top_k: int, aligned: Backend, aligned_hidden: F32
+    ) -> HeadComparison:
+        """Score both heads and stream both KL divergences over the same tiles. `self` is the
+        base."""
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy a whole block within the pool."""

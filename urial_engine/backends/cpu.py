@@ -1,6 +1,8 @@
-"""The native CPU backend: weights go in once, packed for the instruction set; tokens go in, hidden states and choices come out.
+"""The native CPU backend: weights go in once, packed for the instruction set; tokens go in, hidden
+states and choices come out.
 
-Everything heavy happens in `csrc/cpu`; this file hands over arrays and turns faults into errors that carry a layer and a row.
+Everything heavy happens in `csrc/cpu`; this file hands over arrays and turns faults into errors
+that carry a layer and a row.
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ _MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 def available_isas() -> tuple[str, ...]:
-    """Instruction sets of this build that this machine runs, best first; "portable" is always the last."""
+    """Instruction sets of this build that this machine runs, best first; "portable" is always the
+    last."""
     return tuple(_native.available_isas())
 
 
 class CpuBackend:
-    """Implements `Backend`. Bit for bit the same at any batch, chunk and thread count; instruction sets differ from each other.
+    """Implements `Backend`. Bit for bit the same at any batch, chunk and thread count; instruction
+    sets differ from each other.
 
     Raises `ParameterError` for an instruction set, dtype or thread count that cannot be had.
     """
@@ -39,14 +43,20 @@ class CpuBackend:
     block_size: int = _native.BLOCK_SIZE
 
     def __init__(
-        self, weights: Weights, *, dtype: str = "auto", threads: int | None = None, isa: str = "auto"
+        self,
+        weights: Weights,
+        *,
+        dtype: str = "auto",
+        threads: int | None = None,
+        isa: str = "auto",
     ) -> None:
         self.config: ModelConfig = weights.config
         self.variant = _choose_isa(isa)
         self.dtype = _choose_dtype(dtype, weights.dtype)
         self.threads = _choose_threads(threads)
         c = self.config
-        # The rotary tables are the largest thing that grows with the context: [positions, D / 2] twice.
+        # The rotary tables are the largest thing that grows with the context: [positions, D / 2]
+        # twice.
         cos, sin = c.rope.tables(c.head_dim, c.max_positions)
         shape = {
             "vocab": c.vocab_size, "hidden": c.hidden_size, "feed_forward": c.intermediate_size,
@@ -60,7 +70,8 @@ class CpuBackend:
         self.weight_bytes: int = self._model.weight_bytes
 
     def allocate(self, blocks: int) -> None:
-        """See `Backend`. The pool is reserved, not touched: pages come with the first token in them."""
+        """See `Backend`. The pool is reserved, not touched: pages come with the first token in
+        them."""
         self._model.allocate(blocks)
 
     def forward(self, batch: Batch) -> F32:
@@ -71,7 +82,9 @@ class CpuBackend:
         if row >= 0:
             where = f"after layer {layer}" if layer >= 0 else "in the embedding"
             raise NumericsError(
-                f"a value that is not finite appeared {where}, row {row} of the call", layer=layer, row=row
+                f"a value that is not finite appeared {where}, row {row} of the call",
+                layer=layer,
+                row=row,
             )
         return hidden  # type: ignore[no-any-return]
 
@@ -100,13 +113,16 @@ class CpuBackend:
         """See `Backend`. Both heads must be on the CPU backend."""
         if not isinstance(aligned, CpuBackend):
             raise ParameterError(
-                f"two heads are compared on one backend: this is cpu, the other {aligned.name}; open both on the same device"
+                f"two heads are compared on one backend: this is cpu, the other {aligned.name}; "
+                "open both engines on the same device"
             )
         mine, theirs, kl_aligned_base, kl_base_aligned, bad = self._model.compare(
             hidden, targets, top_k, aligned._model, aligned_hidden
         )
         _check_head(bad)
-        return HeadComparison(HeadScores(*mine), HeadScores(*theirs), kl_aligned_base, kl_base_aligned)
+        return HeadComparison(
+            HeadScores(*mine), HeadScores(*theirs), kl_aligned_base, kl_base_aligned
+        )
 
     def copy_block(self, source: int, target: int) -> None:
         """See `Backend`."""
@@ -134,29 +150,41 @@ def _choose_isa(isa: str) -> str:
     if isa == "auto":
         return have[0]
     if isa not in have:
-        raise ParameterError(f"isa={isa!r} is not in this build or not on this machine; it has {', '.join(have)}")
+        raise ParameterError(
+            f"isa={isa!r} is not in this build or not on this machine; it has {', '.join(have)}"
+        )
     return isa
 
 
 def _choose_dtype(dtype: str, on_disk: str) -> str:
     if dtype == "auto":
-        # fp16 has no fast arithmetic here; its values are rounded to bf16 unless the caller asks for float32.
+        # fp16 has no fast arithmetic here; its values are rounded to bf16 unless the caller asks
+        # for float32.
         return "float32" if on_disk == "float32" else "bfloat16"
     if dtype not in ("bfloat16", "float32"):
-        raise ParameterError(f"dtype={dtype!r}: the cpu backend computes in 'bfloat16' or 'float32' (or 'auto')")
+        raise ParameterError(
+            f"dtype={dtype!r}: the cpu backend computes in 'bfloat16' or 'float32' (or 'auto')"
+        )
     return dtype
 
 
 def _choose_threads(threads: int | None) -> int:
     if threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
     if not 1 <= threads <= 1024:
-        raise ParameterError(f"threads={threads}: give a number from 1 to 1024, or None for all cores")
+        raise ParameterError(
+            f"threads={threads}: give a number from 1 to 1024, or None for all cores"
+        )
     return threads
 
 
 def _load(model: Any, weights: Weights) -> None:
-    """Read every parameter once and hand it over, layer by layer; no more than one stands unpacked at a time."""
+    """Read every parameter once and hand it over, layer by layer; no more than one stands unpacked
+    at a time."""
     c = weights.config
     for layer in range(c.num_layers):
         stem = f"model.layers.{layer}."
@@ -180,7 +208,9 @@ def _load(model: Any, weights: Weights) -> None:
 
 def _raw(tensor: NDArray[Any]) -> NDArray[Any]:
     """The native side takes bfloat16 as its bits: numpy has no such type of its own."""
-    return np.ascontiguousarray(tensor.view(np.uint16) if tensor.dtype.name == "bfloat16" else tensor)
+    return np.ascontiguousarray(
+        tensor.view(np.uint16) if tensor.dtype.name == "bfloat16" else tensor
+    )
 
 
 def _f32(tensor: NDArray[Any]) -> F32:
@@ -189,4 +219,6 @@ def _f32(tensor: NDArray[Any]) -> F32:
 
 def _check_head(bad: int) -> None:
     if bad >= 0:
-        raise NumericsError(f"the head's logits are not finite in row {bad} of the call", layer=None, row=bad)
+        raise NumericsError(
+            f"the head's logits are not finite in row {bad} of the call", layer=None, row=bad
+        )

@@ -1,0 +1,31 @@
+"""What every test shares: the fixtures of tests/fixtures.py, and an account of what was skipped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["tests.fixtures"]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Published prompts and questions, which may lie beside the project and are no part of it."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/data, which does not lie beside the project here")
+    return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line with the number of skips and each distinct reason: a skip is never silent."""
+    reasons = Counter(_reason(report) for report in terminalreporter.stats.get("skipped", []))
+    each = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+    terminalreporter.write_line(f"skipped: {reasons.total()} ({each or 'nothing'})")
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return reason.removeprefix("Skipped: ")

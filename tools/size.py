@@ -1,0 +1,142 @@
+"""Counts the code against its budgets and fails where one is exceeded: `make size`.
+
+A code line is a line that holds code: blank lines, comments and docstrings are free, so that nobody
+saves a line by explaining less. A function's length counts the same way, decorators and nested
+functions included; a file's limit counts every line, whatever it holds.
+Raising a number on this page is a decision, with its reason in the commit.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import statistics
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BUDGETS = {"core": 3000, "thin": 1500, "native": 4000}  # code lines
+# Layers over the public calls that can be deleted without touching the core.
+THIN = ("cli", "compat", "demo", "gguf_import", "jsonl", "report", "server")
+FOLDERS = ("urial_engine", "kernels", "csrc", "tests", "benchmarks", "tools")
+FILE_LINES = 300  # of a Python file
+FUNCTION_LINES = 60
+MEDIAN_FUNCTION_LINES = 12  # over urial_engine/ and kernels/
+
+SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+SILENT |= {tokenize.ENCODING, tokenize.ENDMARKER}
+NATIVE_TOKEN = re.compile(
+    r""""(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])'|//[^\n]*|/\*.*?\*/""", re.DOTALL
+)
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def python_code_lines(text: str) -> set[int]:
+    """The numbers, from 1, of the lines that hold code."""
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in SILENT:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | Function) and ast.get_docstring(node):
+            docstring = node.body[0]
+            lines.difference_update(range(docstring.lineno, (docstring.end_lineno or 0) + 1))
+    return lines
+
+
+def functions(text: str) -> Iterator[tuple[str, int]]:
+    """Each function's name and length in code lines."""
+    code = python_code_lines(text)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, Function):
+            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            yield node.name, len(code & set(range(first, (node.end_lineno or 0) + 1)))
+
+
+def native_code_lines(text: str) -> int:
+    """Lines of C++ left when comments are gone and strings are kept."""
+
+    def keep(match: re.Match[str]) -> str:
+        found = match.group()
+        return found if found[0] in "\"'" else "\n" * found.count("\n")
+
+    return sum(bool(line.strip()) for line in NATIVE_TOKEN.sub(keep, text).splitlines())
+
+
+def sources(folder: str) -> list[Path]:
+    found = (p for p in (ROOT / folder).rglob("*") if p.suffix in {".py", ".cpp", ".h", ".cu"})
+    return sorted(p for p in found if "__pycache__" not in p.parts)
+
+
+def count(path: Path) -> int:
+    text = path.read_text(encoding="utf-8")
+    return len(python_code_lines(text)) if path.suffix == ".py" else native_code_lines(text)
+
+
+def budget_of(path: Path) -> str | None:
+    """Which budget a file counts against; None for what only serves the others."""
+    top, *rest = path.relative_to(ROOT).parts
+    if top == "urial_engine":
+        stem = Path(rest[0]).stem
+        return "thin" if any(stem == t or stem.startswith(f"{t}_") for t in THIN) else "core"
+    return {"kernels": "core", "csrc": "native"}.get(top)
+
+
+def row(name: str, files: int, code: int, lines: int, budget: str) -> str:
+    return f"{name:<26}{files:>6}{code:>8}{lines:>8}{budget:>9}"
+
+
+def table() -> tuple[list[str], dict[str, int]]:
+    """The printed table, and the code lines spent of each budget."""
+    groups: dict[tuple[str, str], list[Path]] = {}
+    for path in (p for folder in FOLDERS for p in sources(folder)):
+        parent = path.relative_to(ROOT).parent
+        groups.setdefault((budget_of(path) or "-", "/".join(parent.parts[:2])), []).append(path)
+    spent = dict.fromkeys(BUDGETS, 0)
+    shown = [f"{'folder':<26}{'files':>6}{'code':>8}{'lines':>8}{'budget':>9}"]
+    for (budget, folder), paths in groups.items():
+        code = sum(map(count, paths))
+        spent[budget] = spent.get(budget, 0) + code
+        lines = sum(len(p.read_text(encoding="utf-8").splitlines()) for p in paths)
+        shown.append(row(folder, len(paths), code, lines, budget))
+    shown += [f"{name}: {spent[name]} of {limit}" for name, limit in BUDGETS.items()]
+    return shown, spent
+
+
+def violations(spent: dict[str, int]) -> Iterator[str]:
+    """Everything that is over its limit, a sentence each."""
+    for name, limit in BUDGETS.items():
+        if spent[name] > limit:
+            yield f"the {name} budget is exceeded: {spent[name]} code lines, {limit} allowed"
+    for path in (p for folder in FOLDERS for p in sources(folder) if p.suffix == ".py"):
+        text = path.read_text(encoding="utf-8")
+        lines = len(text.splitlines())
+        if lines > FILE_LINES:
+            yield f"{path.relative_to(ROOT)}: {lines} lines, {FILE_LINES} allowed"
+        for name, length in functions(text):
+            if length > FUNCTION_LINES:
+                yield f"{path.relative_to(ROOT)}: {name}() has {length}, {FUNCTION_LINES} allowed"
+    median = median_function()
+    if median > MEDIAN_FUNCTION_LINES:
+        yield f"the median function has {median:g} code lines, {MEDIAN_FUNCTION_LINES} allowed"
+
+
+def median_function() -> float:
+    texts = (p.read_text(encoding="utf-8") for f in ("urial_engine", "kernels") for p in sources(f))
+    return statistics.median([length for text in texts for _, length in functions(text)] or [0])
+
+
+def main() -> int:
+    shown, spent = table()
+    print("\n".join(shown))
+    print(f"median function: {median_function():g} of {MEDIAN_FUNCTION_LINES} code lines")
+    problems = list(violations(spent))
+    print("\n".join(problems) if problems else "every budget holds", flush=True)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

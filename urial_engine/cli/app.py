@@ -1,0 +1,63 @@
+"""All commands under one name, and what becomes of an error: one line on stderr, exit code 1."""
+
+from __future__ import annotations
+
+import errno
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ..errors import UrialError
+from . import answer, demo, generate, model, prefix, score, shift
+from .options import note
+
+
+class Commands(TyperGroup):
+    """Shows an error of the engine, or of the system, without the traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (UrialError, OSError) as error:
+            gone = getattr(error, "errno", None) == errno.EPIPE  # whoever read us has enough
+            if ctx.params["debug"] or gone:
+                raise
+            message = str(error) or type(error).__name__
+            note(message.replace("\n", " "), title="error:", style="bold red")
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+prefixes = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Llama and Mistral with a constant URIAL prefix, and the token shift of aligned models."""
+
+
+app.command()(demo.demo)
+app.command()(answer.answer)
+app.command()(generate.generate)
+app.command()(score.score)
+app.command()(shift.shift)
+app.add_typer(prefixes, name="prefix", help="Prefixes whose cache is kept on disk.")
+prefixes.command()(prefix.store)
+prefixes.command("list")(prefix.list_stored)
+prefixes.command()(prefix.verify)
+prefixes.command()(prefix.clear)
+app.command("import-gguf")(model.import_gguf)
+app.command()(model.inspect)
+
+
+def main() -> None:
+    """Entry of the console script."""
+    app()

@@ -1,0 +1,298 @@
+"""The engine: enters a model and prompts, leaves answers, scores and hidden states.
+
+It reads what callers pass, hands requests to the scheduler, and turns the results into outputs.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+
+from .backends import HeadComparison, open_backend
+from .backends.base import F32, I32
+from .checkpoint import Checkpoint
+from .config import ModelConfig
+from .engine_inputs import Prompt, PromptReader, as_list, spread
+from .engine_outputs import request_output, score_output
+from .engine_prefix import pin_prefix
+from .engine_progress import progress_bar
+from .engine_runner import Runner
+from .errors import ParameterError, PromptError
+from .kv_cache import KVCache, common_run
+from .kv_cache_budget import cache_blocks
+from .outputs import CompletionOutput, RequestOutput, ScoreOutput, StreamEvent
+from .prompt import UrialPrompt
+from .sampling import SEEDS, SamplingParams
+from .scheduler import Scheduler
+from .scheduler_requests import Generation, Request, Scored
+from .scheduler_samples import Sample
+from .tokenizer import Tokenizer
+from .weights import Weights
+
+__all__ = ["CompletionOutput", "Engine", "RequestOutput", "ScoreOutput", "StreamEvent"]
+
+
+class Engine:
+    """One model, ready to run.
+
+    model: a folder or a hub id. prefix: a text (or UrialPrompt) that every text prompt continues;
+    its keys and values are computed once, and kept in `prefix_dir` if that is given. device: "cpu",
+    "reference" or "auto". dtype, threads, isa: as the device has them. kv_cache_gib: None = half of
+    the available memory, and no more than max_batch texts of full length can use. max_batch: how
+    many samples run at the same time. read: "mmap", or "sequential" for network disks.
+    max_model_len: a context shorter than the model's. chunk: prompt tokens read in one step.
+
+    Threads may share an engine. Errors are those of `urial_engine.errors`.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        prefix: str | UrialPrompt | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        threads: int | None = None,
+        isa: str = "auto",
+        kv_cache_gib: float | None = None,
+        max_batch: int = 32,
+        prefix_dir: str | Path | None = None,
+        read: Literal["mmap", "sequential"] = "mmap",
+        max_model_len: int | None = None,
+        chunk: int = 512,
+    ) -> None:
+        for name, value in (("max_batch", max_batch), ("chunk", chunk)):
+            if value < 1:
+                raise ParameterError(f"{name}={value}: must be at least 1")
+        self.prompt = prefix if isinstance(prefix, UrialPrompt) else None
+        self.prefix = prefix.text if isinstance(prefix, UrialPrompt) else prefix or ""
+        with Checkpoint.open(model, read=read) as checkpoint:
+            self.config = checkpoint.config
+            self.context = _context(self.config, max_model_len)
+            self.tokenizer = Tokenizer.load(checkpoint.folder)
+            self.tokenizer.check_fits(self.config.vocab_size)
+            weights = Weights.open(checkpoint)
+            self.backend = open_backend(device, weights, dtype=dtype, threads=threads, isa=isa)
+        try:
+            self._open(weights, kv_cache_gib, max_batch, chunk, prefix_dir)
+        except BaseException:
+            self.backend.close()
+            raise
+
+    def _open(
+        self,
+        weights: Weights,
+        gib: float | None,
+        max_batch: int,
+        chunk: int,
+        prefix_dir: str | Path | None,
+    ) -> None:
+        """The cache, what runs on it, and the prefix in it."""
+        backend, vocab_size = self.backend, self.config.vocab_size
+        most = (max_batch + 1) * -(-self.context // backend.block_size)  # each of full length
+        blocks = cache_blocks(gib, block_bytes=backend.block_bytes, most=most)
+        backend.allocate(blocks)
+        cache = KVCache(backend, blocks)
+        self._scheduler = Scheduler(
+            backend, cache, self.tokenizer, max_batch=max_batch, chunk=chunk
+        )
+        self._runner = Runner(self._scheduler)
+        self._reader = PromptReader(self.tokenizer, self.prefix, vocab_size, self.context)
+        ends = {*self.config.eos_token_ids, self.tokenizer.eos_token_id}
+        self._eos = frozenset(t for t in ends if t is not None and t < vocab_size)
+        self.info: dict[str, object] = {
+            "device": backend.name,
+            "isa": backend.variant,
+            "dtype": backend.dtype,
+            "threads": backend.threads,
+            "weight_bytes": backend.weight_bytes,
+            "tied": weights.tied,
+            "tied_reason": weights.tied_reason,
+            "ignored_config_keys": self.config.ignored_keys,
+            "context": self.context,
+            "kv_cache_blocks": blocks,
+            "kv_cache_bytes": blocks * backend.block_bytes,
+        }
+        self.prefix_ids: list[int] = []
+        if self.prefix:
+            ids = self._reader.read("", "the prefix", room=1)
+            read = Request("the prefix", ids, rows_from=len(ids))
+            self.info |= pin_prefix(
+                ids,
+                backend,
+                cache,
+                lambda: self._runner.run([read]),
+                folder=prefix_dir,
+                weights=weights.fingerprint,
+            )
+            self.prefix_ids = ids
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[RequestOutput]:
+        """Continue each prompt; one output a prompt, in order.
+
+        A prompt is a text, which continues the engine's prefix and is tokenised together with it,
+        or a list of token ids, which is taken as it is: the whole prompt. `params` is for all, or
+        one a prompt. `progress` shows a bar. Ctrl-C ends the call with what is there:
+        `finish_reason` of unfinished samples is "abort".
+
+        PromptError, ParameterError or CapacityError before anything runs; NumericsError, which
+        names the prompt, when all others are finished.
+        """
+        items = as_list(prompts)
+        each = spread(params or SamplingParams(), len(items), SamplingParams, "params")
+        requests = [
+            self._generation(item, own, f"prompts[{i}]")
+            for i, (item, own) in enumerate(zip(items, each, strict=True))
+        ]
+        with progress_bar(requests, shown=progress) as show, suppress(KeyboardInterrupt):
+            self._runner.run(requests, show)
+        return [
+            request_output(request, item if isinstance(item, str) else None, self.tokenizer)
+            for request, item in zip(requests, items, strict=True)
+        ]
+
+    def answer(
+        self, queries: str | Sequence[str], params: SamplingParams | None = None
+    ) -> list[str]:
+        """The cleaned answer to each query, under the engine's UrialPrompt.
+
+        URIAL's stop strings are added to those of `params`. ParameterError where the engine was
+        opened without a UrialPrompt.
+        """
+        if self.prompt is None:
+            raise ParameterError("answer() needs an engine with prefix=UrialPrompt(...)")
+        params = params or SamplingParams(max_tokens=512, repetition_penalty=1.1)
+        params = replace(params, stop=(*params.stop_strings, *self.prompt.stop))
+        queries = [queries] if isinstance(queries, str) else queries
+        outputs = self.generate([self.prompt.render(query) for query in queries], params)
+        return [self.prompt.clean(output.outputs[0].text) for output in outputs]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamEvent]:
+        """One prompt, an event a token. Closing the iterator ends the work and frees its cache."""
+        request = self._generation(prompt, params or SamplingParams(), "the prompt", stream=True)
+        with self._runner.exclusive():
+            self._scheduler.check(request)
+        return self._runner.events(request)
+
+    def score(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        continuations: Prompt | Sequence[Prompt],
+        top_k: int = 0,
+    ) -> list[ScoreOutput]:
+        """What the model says of each token of each continuation, teacher-forced, in one pass.
+
+        A text prompt continues the engine's prefix. Prompt and continuation, both texts, are
+        tokenised as one; the continuation's tokens are those after as many as the prompt has alone
+        (the convention of lm-eval). Where either is given as token ids, the other is tokenised by
+        itself, and ids stay as they are. `top_k`: how many of the likeliest tokens to report.
+        """
+        pairs = [as_list(prompts), as_list(continuations)]
+        if len(pairs[0]) != len(pairs[1]):
+            raise PromptError(f"{len(pairs[0])} prompts, {len(pairs[1])} continuations: not pairs")
+        self._check_top("top_k", top_k)
+        requests = []
+        for i, (prompt, continuation) in enumerate(zip(*pairs, strict=True)):
+            ids, start = self._reader.read_pair(prompt, continuation, f"prompts[{i}]")
+            wanted = Scored(ids[start:], top_k)
+            requests.append(Request(f"prompts[{i}]", ids[:-1], start - 1, scored=wanted))
+        self._runner.run(requests)
+        return [score_output(request.scored) for request in requests if request.scored]
+
+    def hidden_states(
+        self, ids_list: Sequence[Sequence[int]], first_positions: Sequence[int]
+    ) -> list[F32]:
+        """For each text of token ids the hidden states [n, C] of its positions first .. end."""
+        requests = []
+        for i, (ids, first) in enumerate(zip(ids_list, first_positions, strict=True)):
+            own = self._reader.read(ids, f"ids_list[{i}]", room=0)
+            if not 0 <= first < len(own):
+                raise PromptError(f"first_positions[{i}]={first}: not in a text of {len(own)} ids")
+            requests.append(Request(f"ids_list[{i}]", own, first, keep=True))
+        self._runner.run(requests)
+        return [np.concatenate(request.kept or []) for request in requests]
+
+    def compare(
+        self, hidden: F32, targets: I32, top_k: int, aligned: Engine, aligned_hidden: F32
+    ) -> HeadComparison:
+        """What this model's head (the base) and that of `aligned` say of the same tokens.
+
+        hidden, aligned_hidden: [M, C] of each, as `hidden_states` gives them; targets [M].
+        """
+        with ExitStack() as stack:
+            # In one order everywhere, so that two callers never wait for each other.
+            for engine in sorted({self, aligned}, key=id):
+                stack.enter_context(engine._runner.exclusive())
+            return self.backend.compare(hidden, targets, top_k, aligned.backend, aligned_hidden)
+
+    def close(self) -> None:
+        """Free the weights, the cache and the threads. Any use after that is an UrialError."""
+        self._runner.close(self.backend.close)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _generation(
+        self, prompt: Prompt, params: SamplingParams, label: str, *, stream: bool = False
+    ) -> Generation:
+        """A request whose values are all checked."""
+        ids = self._reader.read(prompt, label, room=1)
+        for name in ("logprobs", "prompt_logprobs"):
+            self._check_top(name, getattr(params, name) or 0)
+        if outside := [t for t in params.stop_token_ids if t >= self.config.vocab_size]:
+            raise ParameterError(
+                f"stop_token_ids={outside}: the vocabulary has {self.config.vocab_size} tokens"
+            )
+        room, prefix = self.context - len(ids), common_run(self.prefix_ids, ids)
+        max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+        seed = secrets.randbelow(SEEDS) if params.seed is None else params.seed
+        samples = [
+            Sample(
+                index,
+                params,
+                prompt=ids,
+                prefix=prefix,
+                seed=seed,
+                max_tokens=max_tokens,
+                eos=frozenset() if params.ignore_eos else self._eos,
+                tokenizer=self.tokenizer,
+            )
+            for index in range(params.n)
+        ]
+        return Generation(label, ids, samples, max_tokens=max_tokens, prefix=prefix, stream=stream)
+
+    def _check_top(self, name: str, count: int) -> None:
+        if not 0 <= count <= self.config.vocab_size:
+            raise ParameterError(
+                f"{name}={count}: must be between 0 and the vocabulary's {self.config.vocab_size}"
+            )
+
+
+def _context(config: ModelConfig, wanted: int | None) -> int:
+    """Tokens a text may have: prompt and output together."""
+    if wanted is not None and not 1 < wanted <= config.max_positions:
+        raise ParameterError(
+            f"max_model_len={wanted}: must be between 2 and the model's {config.max_positions}"
+        )
+    return wanted or config.max_positions

@@ -1,0 +1,99 @@
+"""What callers may pass for prompts: enters texts or token ids, one or many, leaves lists of ids.
+
+A text continues the engine's prefix and is tokenised together with it, at once. Token ids are taken
+as they are: a whole prompt, to which nothing is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .errors import ParameterError, PromptError
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+T = TypeVar("T")
+
+
+def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt, or several: a list that begins with a number is one prompt of token ids."""
+    items: Any = prompts
+    if isinstance(items, str) or (len(items) > 0 and isinstance(items[0], Integral)):
+        return [items]
+    return list(items)
+
+
+def spread(value: T | Sequence[T], count: int, kind: type[T], name: str) -> list[T]:
+    """One value for all `count` prompts, or one for each."""
+    if isinstance(value, kind):
+        return [value] * count
+    items: Any = value
+    if not isinstance(items, Sequence) or not all(isinstance(item, kind) for item in items):
+        raise ParameterError(f"{name} must be one {kind.__name__} or a list of them")
+    if len(items) != count:
+        raise ParameterError(f"{name} has {len(items)} entries for {count} prompts")
+    return list(items)
+
+
+class PromptReader:
+    """Turns prompts into token ids that the model can read, or raises PromptError."""
+
+    def __init__(self, tokenizer: Tokenizer, prefix: str, vocab_size: int, context: int) -> None:
+        self._tokenizer = tokenizer
+        self._prefix = prefix
+        self._vocab_size = vocab_size
+        self._context = context
+
+    def read(self, prompt: Prompt, label: str, *, room: int) -> list[int]:
+        """Its token ids, at least one, with room for `room` more in the context."""
+        text = isinstance(prompt, str)
+        ids = self.encode(prompt) if isinstance(prompt, str) else self.check(prompt, label)
+        if not ids:
+            raise PromptError(
+                f"{label} is empty: not one token"
+                + (", and the tokenizer adds no BOS; give it some text" if text else "")
+            )
+        if len(ids) + room > self._context:
+            more = f" and {room} more" if room else ""
+            raise PromptError(
+                f"{label} is too long: {len(ids)} tokens{more} in a context of {self._context}"
+            )
+        return ids
+
+    def read_pair(self, prompt: Prompt, continuation: Prompt, label: str) -> tuple[list[int], int]:
+        """The ids of both, and how many of them are the prompt's.
+
+        Two texts are tokenised as one: the continuation's tokens are those after as many as the
+        prompt has alone, which is the convention of lm-eval. Ids are never tokenised again.
+        """
+        ids = self.encode(prompt) if isinstance(prompt, str) else self.check(prompt, label)
+        start = len(ids)
+        if not isinstance(continuation, str):
+            ids = ids + self.check(continuation, f"{label} (continuation)")
+        elif isinstance(prompt, str):
+            ids = self.encode(prompt + continuation)
+        else:
+            ids = ids + self._tokenizer.encode(continuation, add_special_tokens=False)
+        if start == 0 or start >= len(ids):
+            part = "prompt" if start == 0 else "continuation"
+            raise PromptError(f"{label}: the {part} is empty, not one token; nothing to score")
+        return self.read(ids, label, room=0), start
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of the engine's prefix and the text, as a whole."""
+        return self._tokenizer.encode(self._prefix + text)
+
+    def check(self, ids: Sequence[int], label: str) -> list[int]:
+        """Token ids as a list, all of them in the vocabulary."""
+        for place, token in enumerate(ids):
+            whole = isinstance(token, Integral) and not isinstance(token, bool)
+            if not whole or not 0 <= token < self._vocab_size:
+                raise PromptError(
+                    f"{label}: entry {place} is {token!r}, not a token id from 0 to "
+                    f"{self._vocab_size - 1}"
+                )
+        return [int(token) for token in ids]

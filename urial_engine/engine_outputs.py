@@ -1,0 +1,62 @@
+"""Finished requests enter, the outputs that callers see leave."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .outputs import Logprobs, Metrics, RequestOutput, ScoreOutput
+from .scheduler_batch import logprobs_at
+from .scheduler_requests import Generation, Scored
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
+
+
+def request_output(request: Generation, prompt: str | None, tokenizer: Tokenizer) -> RequestOutput:
+    outputs = [sample.output() for sample in request.samples]
+    return RequestOutput(
+        prompt=prompt,
+        prompt_token_ids=request.ids,
+        outputs=outputs,
+        prompt_logprobs=_prompt_logprobs(request, tokenizer),
+        seed=request.samples[0].seed,
+        metrics=Metrics(
+            prompt_tokens=len(request.ids),
+            cached_tokens=request.cached,
+            generated_tokens=sum(len(output.token_ids) for output in outputs),
+            started=request.started,
+            first_token=request.first_token,
+            finished=request.ended,
+        ),
+        finished=all(output.finish_reason != "abort" for output in outputs),
+    )
+
+
+def _prompt_logprobs(request: Generation, tokenizer: Tokenizer) -> list[Logprobs | None] | None:
+    """Aligned with the ids: None for the first, the engine's prefix, and what never ran."""
+    k, scored = request.params.prompt_logprobs, request.scored
+    if k is None:
+        return None
+    entries: list[Logprobs | None] = []
+    if scored is not None and scored.parts:
+        scores = scored.joined()
+        rows = zip(range(len(scores.rank)), scored.targets, strict=False)  # aborted: fewer rows
+        entries = [logprobs_at(scores, row, token, k, tokenizer) for row, token in rows]
+    before = request.rows_from + 1 if scored is not None else len(request.ids)
+    after = len(request.ids) - before - len(entries)
+    return [*[None] * before, *entries, *[None] * after]
+
+
+def score_output(scored: Scored) -> ScoreOutput:
+    scores = scored.joined()
+    return ScoreOutput(
+        token_ids=np.array(scored.targets, np.int32),
+        rank=scores.rank,
+        ties=scores.ties,
+        logprob=scores.logprob,
+        entropy=scores.entropy,
+        top_ids=scores.top_ids,
+        top_logprobs=scores.top_logprobs,
+    )

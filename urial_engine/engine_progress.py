@@ -1,0 +1,32 @@
+"""What a waiting person sees: enters the requests of a call, leaves a progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from .scheduler_requests import Generation
+
+
+@contextmanager
+def progress_bar(
+    requests: Sequence[Generation], *, shown: bool
+) -> Iterator[Callable[[], None] | None]:
+    """Yields what to call after a step, which draws how many prompts and tokens are done."""
+    if not shown:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    tokens_column = TextColumn("prompts, {task.fields[tokens]} tokens")
+    with Progress(
+        BarColumn(), MofNCompleteColumn(), tokens_column, TimeElapsedColumn()
+    ) as progress:
+        task = progress.add_task("", total=len(requests), tokens=0)
+
+        def show() -> None:
+            finished = sum(request.finished for request in requests)
+            tokens = sum(len(s.token_ids) for request in requests for s in request.samples)
+            progress.update(task, completed=finished, tokens=tokens)
+
+        yield show

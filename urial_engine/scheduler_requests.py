@@ -1,0 +1,157 @@
+"""What the scheduler works on: a request for each prompt, and the sequences that read its tokens.
+
+A request enters with the token ids of its prompt and says what it wants: hidden states (`kept`),
+scores (`scored`) or new tokens (`Generation`). It leaves with them, or with an error.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+
+from .backends.base import F32, HeadScores
+from .errors import UrialError
+from .kv_cache import Segment
+from .outputs import StreamEvent
+from .sampling import SamplingParams
+from .scheduler_samples import Sample
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """Token ids that are read through the model, as far as `leaf` has come."""
+
+    request: Request
+    ids: list[int]  # the prompt, then what was generated
+    leaf: Segment
+    sample: Sample | None = None  # None: it reads the prompt
+
+    @property
+    def pending(self) -> int:
+        return len(self.ids) - self.leaf.end
+
+
+@dataclass(eq=False, slots=True)
+class Scored:
+    """Wanted scores: targets[i] is the token to judge by the row at position `rows_from` + i."""
+
+    targets: list[int]
+    top_k: int
+    parts: list[HeadScores] = field(default_factory=list)
+
+    def joined(self) -> HeadScores:
+        """All parts as one, [len(targets)]."""
+        names = [f.name for f in fields(HeadScores)]
+        return HeadScores(*(np.concatenate([getattr(p, n) for p in self.parts]) for n in names))
+
+
+class Request:
+    """A prompt that is read once. `label` names it in errors.
+
+    `rows_from` is the first position whose hidden state is wanted: what the cache has of the
+    tokens before it is not computed again.
+    """
+
+    slots = 1  # how many of its sequences run at the same time
+
+    def __init__(
+        self,
+        label: str,
+        ids: list[int],
+        rows_from: int,
+        *,
+        keep: bool = False,
+        scored: Scored | None = None,
+    ) -> None:
+        self.label = label
+        self.ids = ids
+        self.rows_from = rows_from
+        self.kept: list[F32] | None = [] if keep else None  # hidden states [rows, C] in pieces
+        self.scored = scored
+        self.blocks = 0  # that its paths need, set when it is submitted
+        self.trunk: Sequence | None = None  # reads the prompt
+        self.cached = 0  # tokens that the cache had
+        self.finished = False
+        self.error: UrialError | None = None
+        self.submitted = time.perf_counter()
+        self.started: float | None = None  # seconds after that
+        self.ended: float | None = None
+
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.submitted
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens one of its sequences keeps in the cache, at most."""
+        return len(self.ids)
+
+    def claim(self, block_size: int, room: int, most: int) -> bool:
+        """Settle `blocks` and `slots` so that they fit in `room` and `most`, if they can."""
+        self.blocks = -(-self.tokens // block_size)
+        return self.blocks <= room
+
+    def begin(self, *, cached: int) -> None:
+        """It leaves the queue; the cache has its first `cached` tokens."""
+        self.cached, self.started = cached, self.elapsed()
+
+    def finish(self) -> None:
+        """Nothing more is computed: it is complete, was cancelled or has an error."""
+        self.finished = True
+        self.ended = self.elapsed()
+
+
+class Generation(Request):
+    """New tokens after one prompt: `params.n` samples, which share what was computed of it."""
+
+    def __init__(
+        self,
+        label: str,
+        ids: list[int],
+        samples: list[Sample],
+        *,
+        max_tokens: int,
+        prefix: int,  # how many of the ids are the engine's prefix
+        stream: bool = False,
+    ) -> None:
+        params = samples[0].params
+        first = max(prefix, 1)  # the first token that is judged, if any
+        judged = params.prompt_logprobs is not None and first < len(ids)
+        scored = Scored(ids[first:], params.prompt_logprobs or 0) if judged else None
+        super().__init__(label, ids, first - 1 if judged else len(ids) - 1, scored=scored)
+        self.params: SamplingParams = params
+        self.samples = samples
+        self.max_tokens = max_tokens
+        self.waiting = deque(samples)  # that have not begun
+        self.prompt_row: F32 | None = None  # [C] hidden state that chooses every first token
+        self.first_token: float | None = None
+        self.events: deque[StreamEvent] | None = deque() if stream else None
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids) + self.max_tokens - 1  # the last token is never read
+
+    def claim(self, block_size: int, room: int, most: int) -> bool:
+        """One sample goes on in the prompt's segment; of several each has its own tail."""
+        whole = -(-self.tokens // block_size)
+        prompt, tail = -(-len(self.ids) // block_size), whole - len(self.ids) // block_size
+        if len(self.samples) == 1:
+            self.blocks = whole
+            return whole <= room
+        self.slots = min(len(self.samples), most, (room - prompt) // max(tail, 1))
+        self.blocks = prompt + self.slots * tail
+        return self.slots > 0
+
+    def note(self, event: StreamEvent) -> None:
+        if self.first_token is None:
+            self.first_token = self.elapsed()
+        if self.events is not None:
+            self.events.append(event)
+
+    def finish(self) -> None:
+        for sample in self.samples:
+            if sample.finish_reason is None:
+                sample.abort()
+        super().finish()

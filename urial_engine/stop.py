@@ -1,0 +1,44 @@
+"""Stop strings over a text in pieces: enters pieces, leaves the text that may be shown already.
+
+The outcome depends on the text only, never on where it was cut: the stop string that completes
+first wins, the longest of those that complete together. What could still become one is held back.
+"""
+
+from __future__ import annotations
+
+
+class StopMatcher:
+    """`matched` is the stop string that was found, None until then. Nothing is pushed after it."""
+
+    def __init__(self, stops: tuple[str, ...], *, include: bool) -> None:
+        self.matched: str | None = None
+        self._stops = stops
+        self._include = include  # the stop string itself belongs to the text
+        self._held = ""
+
+    def push(self, piece: str) -> str:
+        """The text that `piece` makes certain; at a match all of it up to the cut."""
+        text = self._held + piece
+        found = [
+            (text.find(stop) + len(stop), -len(stop), stop) for stop in self._stops if stop in text
+        ]
+        if found:
+            end, negative_length, self.matched = min(found)
+            self._held = ""
+            return text[:end] if self._include else text[: end + negative_length]
+        keep = len(text) - self._open_length(text)
+        self._held = text[keep:]
+        return text[:keep]
+
+    def flush(self) -> str:
+        """What is still held back, when the text ends without a match."""
+        text, self._held = self._held, ""
+        return text
+
+    def _open_length(self, text: str) -> int:
+        """Length of the longest end of `text` that begins a stop string."""
+        longest = max((len(stop) for stop in self._stops), default=1) - 1
+        for length in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self._stops):
+                return length
+        return 0
