@@ -48,7 +48,9 @@ $(VENV)/.build-tools: constraints.txt | $(VENV)/.venv
 # The log holds CMake's whole output; the lines that say what was built are shown.
 $(VENV)/.build: $(SOURCES) CMakeLists.txt pyproject.toml $(VENV)/.build-tools
 	@mkdir -p build && rm -f $(INSTALL_LOG)
-	$(INSTALL) --log $(INSTALL_LOG) --progress-bar off --no-build-isolation --editable .
+	@echo 'building urial-engine'
+	@$(INSTALL) --log $(INSTALL_LOG) --progress-bar off --no-build-isolation --editable . || { \
+	  grep -i -A 5 'error' $(INSTALL_LOG) | head -n 60; echo 'the rest: $(INSTALL_LOG)'; exit 1; }
 	@sed -n 's/.*-- \(urial-engine: .*\)/\1/p' $(INSTALL_LOG)
 	@touch $@
 

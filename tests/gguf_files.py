@@ -90,11 +90,10 @@ def write_gguf(
 ) -> Path:
     """`kinds` of quantisation are given to the matrices in turn; F32 where there are none.
 
-    `changes` are metadata, "__" for "." in their names; `...` as a value removes one.
+    `changes` are metadata; `...` as a value removes one.
     """
     settings = settings or tiny_config()
     writer = gguf.GGUFWriter(file, arch)
-    changes = {key.replace("__", "."): value for key, value in changes.items()}
     for key, value in {**metadata(settings), **changes}.items():
         if value is not ...:
             add(writer, key, value)

@@ -80,9 +80,8 @@ def test_a_model_comes_out_as_it_went_in(
 def test_transformers_loads_what_is_written(tmp_path: Path) -> None:
     settings = tiny_config()
     import_tiny(tmp_path, settings)
-    model, report = LlamaForCausalLM.from_pretrained(
-        tmp_path / "out", dtype=torch.float32, output_loading_info=True
-    )
+    load: Any = LlamaForCausalLM.from_pretrained
+    model, report = load(tmp_path / "out", dtype=torch.float32, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     arrays = {n: torch.from_numpy(a) for n, a in random_weights(settings).items()}
@@ -141,8 +140,8 @@ def test_llama3_is_found_again_in_its_divisors(tmp_path: Path, factor: float) ->
         tensors = {**gguf_tensors(settings), "rope_freqs.weight": values}
         assert import_tiny(folder, settings, tensors=tensors, **sizes).config.rope == rope
     divisors[20] *= 1.01
+    tensors = {**gguf_tensors(settings), "rope_freqs.weight": divisors}
     with pytest.raises(ConfigError, match="not the RoPE scaling of Llama 3"):
-        tensors = {**gguf_tensors(settings), "rope_freqs.weight": divisors}
         import_tiny(tmp_path, settings, tensors=tensors, **sizes)
 
 

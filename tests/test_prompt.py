@@ -38,9 +38,9 @@ def test_a_query_is_rendered_as_it_is(prompt: UrialPrompt) -> None:
 
 
 def test_a_chat(prompt: UrialPrompt) -> None:
-    assert prompt.render_chat(["a", "b", "c"]) == (
-        "\n# Query:\n```\na\n```\n\n# Answer:\n```\nb\n```\n\n# Query:\n```\nc\n```\n\n# Answer:\n```\n"
-    )
+    first = "\n# Query:\n```\na\n```\n\n# Answer:\n```\nb\n```\n"
+    second = "\n# Query:\n```\nc\n```\n\n# Answer:\n```\n"
+    assert prompt.render_chat(["a", "b", "c"]) == first + second
     # The second turn continues the first, so what was cached of it still serves.
     assert prompt.render_chat(["a", "b", "c"]).startswith(prompt.render("a") + "b\n```\n")
 
@@ -104,7 +104,7 @@ def test_other_stop_strings() -> None:
 
 class TestDefault:
     def test_form(self, prompt: UrialPrompt) -> None:
-        """Read by the rules of the published ones: K = 3, and each answer is what cleans to itself."""
+        """It is three rendered queries with answers, each of which cleans to itself."""
         assert prompt.stop == ("# Query", "# User")
         assert prompt.text.endswith("\n```\n")
         shots = re.findall(

@@ -98,7 +98,8 @@ class SamplingParams:
                 raise ParameterError(f"{name}={getattr(self, name)!r}: must be True or False")
         self._set("top_k", max(self.top_k, 0))
         self._set("stop", _stop_strings(self.stop))
-        self._set("stop_token_ids", _token_ids(self.stop_token_ids))
+        ids = _items("stop_token_ids", self.stop_token_ids)
+        self._set("stop_token_ids", tuple(_integer("stop_token_ids", t, 0, None) for t in ids))
         self._check_together()
 
     @classmethod
@@ -164,12 +165,14 @@ def _integer(name: str, value: Any, low: int, high: int | None) -> int:
 
 
 def _stop_strings(stop: Any) -> tuple[str, ...]:
-    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    strings = (stop,) if isinstance(stop, str) else _items("stop", stop)
     for string in strings:
         if not isinstance(string, str) or not string:
             raise ParameterError(f"stop={string!r}: a stop string is text, and not empty")
     return strings
 
 
-def _token_ids(ids: Iterable[int]) -> tuple[int, ...]:
-    return tuple(_integer("stop_token_ids", token, 0, None) for token in ids or ())
+def _items(name: str, value: Any) -> tuple[Any, ...]:
+    if value is not None and not isinstance(value, Iterable):
+        raise ParameterError(f"{name}={value!r}: must be a list")
+    return tuple(value or ())

@@ -276,7 +276,7 @@ def _compare(
     other = aligned.hidden_states(of_aligned, [len(a.aligned_context_ids) - 1 for a in group])
     for a, h, o in zip(group, hidden, other, strict=True):
         targets = np.array(a.token_ids, dtype=np.int32)  # [n]
-        yield base.backend.compare(h, targets, top_k, aligned.backend, o)
+        yield base.compare(h, targets, top_k, aligned, o)
 
 
 def _assemble(

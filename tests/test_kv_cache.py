@@ -1,0 +1,276 @@
+"""The tree of segments: what is shared is right, what is promised is kept, what is used stays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from urial_engine.errors import CapacityError, ParameterError
+from urial_engine.kv_cache import KVCache, Segment, common_run
+from urial_engine.kv_cache_budget import GIB, available_memory, cache_blocks
+
+SIZE = 4  # tokens a block
+
+
+class Pool:
+    """Blocks that hold the token ids themselves, so that what a path reads can be seen."""
+
+    block_size = SIZE
+
+    def __init__(self, blocks: int) -> None:
+        self.held = [["?"] * SIZE for _ in range(blocks)]  # "?" is what a block held before
+
+    def copy_block(self, source: int, target: int) -> None:
+        self.held[target] = list(self.held[source])
+
+    def zero_block(self, block: int) -> None:
+        self.held[block] = [0] * SIZE
+
+
+class Tree(KVCache):
+    """A cache whose blocks can be read."""
+
+    def __init__(self, blocks: int) -> None:
+        self.pool = Pool(blocks)
+        super().__init__(self.pool, blocks)
+
+    def write(self, leaf: Segment, ids: list[int]) -> None:
+        """Compute some tokens."""
+        start = leaf.end
+        self.grow(leaf, start + len(ids))
+        table = self.table(leaf)
+        for position, token in enumerate(ids, start):
+            self.pool.held[table[position // SIZE]][position % SIZE] = token
+        self.append(leaf, ids)
+
+    def read(self, leaf: Segment) -> list[int]:
+        """The ids of the whole path, as its blocks hold them."""
+        return [t for block in self.table(leaf) for t in self.pool.held[block]][: leaf.end]
+
+    def keep(self, ids: list[int]) -> Segment:
+        """A finished text."""
+        leaf = self.attach(ids, len(ids), self.blocks_for(len(ids)))
+        assert leaf is not None
+        self.write(leaf, ids[leaf.end :])
+        self.release(leaf)
+        return leaf
+
+    def check(self) -> None:
+        """Every block is free or in one segment, and the books are right."""
+        segments = list(self.segments())
+        blocks = self._free + [block for segment in segments for block in segment.blocks]
+        assert sorted(blocks) == list(range(self.blocks))
+        held = sum(len(s.blocks) for s in segments if s.users)
+        assert self.available == self.blocks - held - sum(s.quota for s in segments) >= 0
+        for segment in segments:
+            assert segment.parent is not None
+            assert segment in segment.parent.children
+            assert segment.start == segment.parent.end
+            assert segment.start % SIZE == 0
+            assert not segment.children or segment.end % SIZE == 0
+            assert not (segment.live and segment.children)
+            users = sum(child.users for child in segment.children)
+            assert segment.users == users + segment.live + (
+                segment.pinned and segment.users > users
+            )
+            assert segment.live or len(segment.blocks) == self.blocks_for(len(segment.tokens))
+
+
+IDS = st.lists(st.integers(1, 2), min_size=1, max_size=14)  # few tokens: many common beginnings
+
+
+@dataclass
+class Live:
+    ids: list[int]  # all that it will read
+    leaf: Segment
+    blocks: int
+
+
+class Machine(RuleBasedStateMachine):
+    """Any order of what a scheduler may do, with the ids beside it."""
+
+    @initialize(blocks=st.integers(2, 12))
+    def start(self, blocks: int) -> None:
+        self.tree = Tree(blocks)
+        self.live: list[Live] = []
+        self.pinned: list[int] = []
+
+    @rule(ids=IDS, limit=st.integers(0, 14), more=st.integers(0, 6))
+    def attach(self, ids: list[int], limit: int, more: int) -> None:
+        tree, limit = self.tree, min(limit, len(ids))
+        blocks = tree.blocks_for(len(ids) + more)
+        segment, run = tree.match(ids, limit)
+        assert self.tokens(segment)[:run] == ids[:run]
+        room = tree.room(ids, limit)
+        leaf = tree.attach(ids, limit, blocks)
+        if leaf is not None:
+            assert blocks <= room
+            assert run // SIZE * SIZE <= leaf.end <= run <= limit
+            self.live.append(Live(ids + [3] * more, leaf, blocks))
+        else:
+            assert self.live or blocks > room, "what fits alone waits for nobody"
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), count=st.integers(1, 6))
+    def compute(self, data: st.DataObject, count: int) -> None:
+        one = data.draw(st.sampled_from(self.live))
+        end = one.leaf.end
+        self.tree.write(one.leaf, one.ids[end : end + count])
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), more=st.integers(1, 6))
+    def fork(self, data: st.DataObject, more: int) -> None:
+        one = data.draw(st.sampled_from(self.live))
+        end, before = one.leaf.end, self.tree.available
+        leaf = self.tree.fork(one.leaf, self.tree.blocks_for(end + more))
+        if leaf is None:
+            assert before == self.tree.available
+            return
+        assert end // SIZE * SIZE <= leaf.end <= end
+        self.live.append(Live(one.ids[:end] + [2] * more, leaf, 0))
+        # The quota went to the fork: what is left to the first may be less than it needs.
+        room = len(one.leaf.blocks) + one.leaf.quota
+        one.ids = one.ids[: max(end, one.leaf.start + room * SIZE)]
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), keep=st.booleans())
+    def release(self, data: st.DataObject, keep: bool) -> None:
+        one = data.draw(st.sampled_from(self.live))
+        self.live.remove(one)
+        ids = self.tokens(one.leaf)
+        self.tree.release(one.leaf, keep=keep)
+        assert not keep or self.tree.match(ids, len(ids))[1] == len(ids)
+
+    @precondition(lambda self: not self.pinned)
+    @rule(ids=IDS)
+    def pin(self, ids: list[int]) -> None:
+        if self.tree.blocks_for(len(ids)) < self.tree.blocks // 2:
+            leaf = self.tree.attach(ids, len(ids), self.tree.blocks_for(len(ids)))
+            if leaf is not None:
+                self.tree.write(leaf, ids[leaf.end :])
+                self.tree.release(leaf)
+                segment, run = self.tree.match(ids, len(ids))
+                assert run == len(ids)
+                if segment.end == run and not segment.live:
+                    self.tree.pin(segment)
+                    self.pinned = ids
+
+    @staticmethod
+    def tokens(leaf: Segment) -> list[int]:
+        return [token for segment in leaf.path() for token in segment.tokens]
+
+    @invariant()
+    def the_books_are_right(self) -> None:
+        if hasattr(self, "tree"):
+            self.tree.check()
+
+    @invariant()
+    def every_path_reads_its_own_tokens(self) -> None:
+        if hasattr(self, "tree"):
+            for one in self.live:
+                assert self.tree.read(one.leaf) == one.ids[: one.leaf.end]
+            for segment in self.tree.segments():
+                assert self.tree.read(segment) == self.tokens(segment)
+
+    @invariant()
+    def what_is_pinned_stays(self) -> None:
+        if hasattr(self, "tree") and self.pinned:
+            assert self.tree.match(self.pinned, len(self.pinned))[1] == len(self.pinned)
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_whole_blocks_are_shared_and_the_partial_one_is_copied() -> None:
+    tree = Tree(10)
+    first = tree.keep([1, 2, 3, 4, 5, 6])
+    leaf = tree.attach([1, 2, 3, 4, 5, 7, 8], 6, 2)
+    assert leaf is not None
+    assert (leaf.start, leaf.end) == (4, 5), "5 is common, and its block is not whole"
+    assert tree.table(leaf)[0] == tree.table(first)[0]
+    assert tree.table(leaf)[1] != tree.table(first)[1]
+    tree.write(leaf, [7, 8])
+    assert (tree.read(leaf), tree.read(first)) == ([1, 2, 3, 4, 5, 7, 8], [1, 2, 3, 4, 5, 6])
+
+
+def test_a_running_text_is_shared_as_far_as_it_is_computed() -> None:
+    tree = Tree(10)
+    one = tree.attach([1] * 12, 11, 3)
+    assert one is not None
+    tree.write(one, [1] * 9)
+    other = tree.attach([1] * 12, 11, 3)
+    assert other is not None
+    assert (other.end, other.parent) == (9, one.parent)
+    tree.write(one, [1] * 3)
+    tree.write(other, [1] * 3)
+    assert tree.table(one)[:2] == tree.table(other)[:2]
+
+
+def test_the_longest_unused_gives_way_first_and_leaves_before_their_parents() -> None:
+    tree = Tree(4)
+    tree.keep([1] * 4)
+    tree.keep([2] * 4)
+    tree.keep([1] * 4 + [3] * 4)
+    assert tree.available == 4
+    tree.keep([4] * 8)
+    assert tree.match([2] * 4, 4)[1] == 0
+    assert tree.match([1] * 4 + [3] * 4, 8)[1] == 4
+
+
+def test_equal_texts_are_kept_once() -> None:
+    tree = Tree(8)
+    ids = [1, 2, 3, 4, 5, 6]
+    pair = [tree.attach(ids, 5, 2) for _ in range(2)]
+    for leaf in pair:
+        assert leaf is not None
+        tree.write(leaf, ids)
+    for leaf in pair:
+        assert leaf is not None
+        tree.release(leaf)
+    assert sum(len(segment.blocks) for segment in tree.segments()) == 2
+
+
+def test_new_blocks_are_cleared() -> None:
+    tree = Tree(2)
+    tree.keep([9] * 8)
+    leaf = tree.attach([1], 1, 2)
+    assert leaf is not None
+    tree.write(leaf, [1])
+    assert tree.pool.held[tree.table(leaf)[0]] == [1, 0, 0, 0]
+
+
+def test_a_copy_never_evicts_its_own_source() -> None:
+    tree = Tree(3)
+    tree.keep([1, 2, 3, 4, 5, 6])
+    leaf = tree.attach([1, 2, 3, 4, 5, 7], 5, 3)
+    assert leaf is not None
+    assert leaf.end == 5, "one block is free for it"
+    tree.release(leaf, keep=False)
+    tree.keep([1, 2, 3, 4, 5, 6, 7, 8, 9])
+    leaf = tree.attach([1, 2, 3, 4, 5, 6, 7, 8, 9, 9], 9, 3)
+    assert leaf is not None
+    assert leaf.end == 8, "with no room beside its source the copy is left out"
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "run"), [([], [], 0), ([1], [2], 0), ([1, 2], [1, 2, 3], 2), ([1, 3], [1, 2], 1)]
+)
+def test_common_run(a: list[int], b: list[int], run: int) -> None:
+    assert common_run(a, b) == common_run(b, a) == run
+
+
+def test_the_budget() -> None:
+    assert cache_blocks(1, block_bytes=GIB // 8, most=1) == 8, "a wish is fulfilled"
+    assert cache_blocks(None, block_bytes=1, most=7) == 7
+    some = cache_blocks(None, block_bytes=GIB // 64, most=1 << 40)
+    assert 0 < some * GIB // 64 < available_memory()
+    with pytest.raises(CapacityError, match=r"kv_cache_gib=0\.5 does not hold one block"):
+        cache_blocks(0.5, block_bytes=GIB, most=1)
+    for gib in (0, -1, float("nan")):
+        with pytest.raises(ParameterError, match="kv_cache_gib"):
+            cache_blocks(gib, block_bytes=1, most=1)
