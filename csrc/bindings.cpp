@@ -4,29 +4,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <optional>
-
+#include "bindings_arrays.h"
+#include "bindings_ops.h"
 #include "cpu/head.h"
+#include "cpu/limits.h"
 #include "cpu/sample.h"
 
-namespace py = pybind11;
-using namespace urial::cpu;
-
 namespace {
-
-template <class T>
-using Array = py::array_t<T, py::array::c_style>;
-using F32Array = Array<float>;
-using I32Array = Array<int32_t>;
-
-void expect(bool ok, const char* what) {
-  if (!ok) throw py::value_error(what);
-}
-
-Dtype dtype_of(const std::string& name) {
-  expect(name == "bfloat16" || name == "float32", "dtype must be bfloat16 or float32");
-  return name == "bfloat16" ? Dtype::kBf16 : Dtype::kF32;
-}
 
 const std::pair<const char*, Part> kParts[] = {
     {"q_proj", Part::kQuery},   {"k_proj", Part::kKey},     {"v_proj", Part::kValue},
@@ -45,10 +29,25 @@ std::vector<std::string> isas() {
   return {names, names + count};
 }
 
+// What the machine can do at most, see limits.h: bytes or operations a second.
+double bandwidth(int threads, double seconds, size_t bytes) {
+  constexpr size_t kLeast = 4096;
+  expect(threads > 0 && bytes / threads >= kLeast, "every thread needs 4096 bytes to read");
+  return read_bandwidth(threads, seconds, bytes);
+}
+
+double peak(const std::string& isa, const std::string& dtype, int threads, double seconds) {
+  expect(threads > 0, "at least one thread");
+  const double found = arithmetic_peak(isa, dtype_of(dtype), threads, seconds);
+  if (found == 0) throw py::value_error("instruction set " + isa + " cannot be had here");
+  return found;
+}
+
 struct Bindings {
   static std::unique_ptr<Model> make(const py::dict& s, const std::string& dtype,
                                      const std::string& isa, int threads, const F32Array& cos,
                                      const F32Array& sin) {
+    expect(threads > 0, "at least one thread");
     auto get = [&](const char* key) { return s[key].cast<int>(); };
     const Shape shape{get("vocab"),        get("hidden"),
                       get("feed_forward"), get("layers"),
@@ -61,18 +60,11 @@ struct Bindings {
     return std::make_unique<Model>(shape, dtype_of(dtype), isa, threads, cos.data(), sin.data());
   }
 
-  // source: bfloat16 as uint16, float16 as float16, or float32.
   static void load_matrix(Model& m, const std::string& part, int layer, const py::array& source) {
-    expect(source.ndim() == 2 && (source.flags() & py::array::c_style),
-           "a weight must be a contiguous matrix");
-    const char kind = source.dtype().kind();
-    const Source type = source.itemsize() == 4 ? Source::kF32
-                        : kind == 'f'          ? Source::kF16
-                                               : Source::kBf16;
-    const void* data = source.data();
-    const int rows = int(source.shape(0)), columns = int(source.shape(1));
+    const Weight w(source);
+    const Part to = part_of(part);
     py::gil_scoped_release release;
-    m.load_matrix(part_of(part), layer, data, type, rows, columns);
+    m.load_matrix(to, layer, w.data, w.type, w.rows, w.columns);
   }
 
   static void load_bias(Model& m, const std::string& part, int layer, const F32Array& bias) {
@@ -89,25 +81,15 @@ struct Bindings {
   static py::tuple forward(Model& m, const I32Array& ids, const I32Array& positions,
                            const I32Array& sequences, const I32Array& tables) {
     const Shape& s = m.shape();
-    const int rows = int(ids.size()), stride = tables.ndim() == 2 ? int(tables.shape(1)) : 0;
-    expect(rows > 0 && positions.size() == rows && sequences.size() == rows && stride > 0,
-           "a batch needs T ids, positions, sequences and [B, blocks] tables");
-    for (int t = 0; t < rows; ++t) {
-      const int p = positions.data()[t], b = sequences.data()[t];
+    const RowArrays at{positions, sequences, tables};
+    at.check(s.positions, m.blocks());
+    const int rows = at.count();
+    expect(ids.size() == rows, "a batch needs an id a row");
+    for (int t = 0; t < rows; ++t)
       expect(ids.data()[t] >= 0 && ids.data()[t] < s.vocab, "token id outside the vocabulary");
-      expect(p >= 0 && p < s.positions && p / kBlock < stride,
-             "position outside the context or its block table");
-      expect(b >= 0 && b < tables.shape(0), "sequence outside the block tables");
-      for (int i = 0; i <= p / kBlock; ++i) {
-        const int32_t block = tables.data()[py::ssize_t(b) * stride + i];
-        expect(block >= 0 && size_t(block) < m.blocks(), "block outside the pool");
-        if (t > 0 && sequences.data()[t - 1] == b)
-          i = p / kBlock;  // the rest was checked with the row before
-      }
-    }
     F32Array hidden({py::ssize_t(rows), py::ssize_t(s.hidden)});
     const ForwardArgs args{ids.data(), positions.data(), sequences.data(),     tables.data(),
-                           rows,       stride,           hidden.mutable_data()};
+                           rows,       at.stride(),      hidden.mutable_data()};
     Fault fault;
     {
       py::gil_scoped_release release;
@@ -280,6 +262,11 @@ PYBIND11_MODULE(_native, m) {
   m.def("available_isas", isas,
         "Instruction sets of this build that this machine runs, best first.");
   m.def("philox", philox, py::arg("seed"), py::arg("position"), py::arg("sample"));
+  const py::call_guard<py::gil_scoped_release> unlocked;
+  m.def("read_bandwidth", bandwidth, py::arg("threads"), py::arg("seconds"),
+        py::arg("bytes") = size_t(1) << 30, unlocked);
+  m.def("arithmetic_peak", peak, py::arg("isa"), py::arg("dtype"), py::arg("threads"),
+        py::arg("seconds"), unlocked);
   py::class_<Model>(m, "Model")
       .def(py::init(&Bindings::make), py::arg("shape"), py::arg("dtype"), py::arg("isa"),
            py::arg("threads"), py::arg("cos"), py::arg("sin"))
@@ -298,4 +285,5 @@ PYBIND11_MODULE(_native, m) {
       .def("write_block", &Bindings::write_block)
       .def_property_readonly("block_bytes", &Model::block_bytes)
       .def_property_readonly("weight_bytes", &Model::weight_bytes);
+  operations::bind(m);
 }

@@ -30,7 +30,7 @@ def theirs(**overrides: Any) -> Any:
     "overrides",
     [
         {},
-        {"num_key_value_heads": ..., "num_attention_heads": 8, "head_dim": 4},
+        {"num_key_value_heads": ..., "num_attention_heads": 16, "head_dim": 4},
         {"head_dim": None},
         {"head_dim": 24},
         {"rms_norm_eps": ..., "max_position_embeddings": ...},
@@ -99,6 +99,7 @@ def test_values_and_defaults_are_those_of_transformers(
         ({"head_dim": -8}, ["head_dim", "-8"]),
         ({"hidden_size": 36}, ["head_dim = 9", "odd"]),
         ({"rms_norm_eps": -1e-5}, ["rms_norm_eps", "positive"]),
+        ({"rms_norm_eps": float("inf")}, ["rms_norm_eps", "finite"]),
         ({"rms_norm_eps": "1e-5"}, ["rms_norm_eps", "'1e-5'", "number"]),
         ({"tie_word_embeddings": "yes"}, ["tie_word_embeddings", "'yes'"]),
         ({"attention_bias": 1}, ["attention_bias", "1", "true or false"]),

@@ -238,6 +238,8 @@ def test_the_folder_must_be_new_or_empty(tmp_path: Path) -> None:
         import_gguf(file, out)
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
     assert [path.name for path in out.parent.iterdir()] == ["b"]
+    with pytest.raises(CheckpointError, match="not an empty folder"):  # before any work is done
+        import_gguf(tmp_path / "missing.gguf", out)
     with pytest.raises(CheckpointError, match="not an empty folder"):
         import_gguf(file, file)
     (tmp_path / "empty").mkdir()

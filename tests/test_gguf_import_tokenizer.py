@@ -263,7 +263,10 @@ def test_user_defined_tokens_stay_whole(tmp_path: Path) -> None:
     [
         ({"tokenizer.ggml.model": "t5"}, ["tokenizer.ggml.model", "'t5'", "gpt2, llama"]),
         ({"tokenizer.ggml.model": ...}, ["lacks tokenizer.ggml.model"]),
-        ({"tokenizer.ggml.tokens": ["a", "a"]}, ["2 tokens, 1 of them different"]),
+        (
+            {"tokenizer.ggml.tokens": ["a", "a"], "tokenizer.ggml.token_type": [1, 1]},
+            ["2 tokens, 1 of them different"],
+        ),
         ({"tokenizer.ggml.token_type": [1]}, ["with 1 types"]),
         ({"tokenizer.ggml.token_type": [1] * 265}, ["not a SentencePiece vocabulary"]),
         ({"tokenizer.ggml.scores": ...}, ["lacks tokenizer.ggml.scores"]),

@@ -219,6 +219,8 @@ def test_the_longest_unused_gives_way_first_and_leaves_before_their_parents() ->
     assert tree.available == 4
     tree.keep([4] * 8)
     assert tree.match([2] * 4, 4)[1] == 0
+    assert tree.match([1] * 4 + [3] * 4, 8)[1] == 8
+    tree.keep([5] * 4)
     assert tree.match([1] * 4 + [3] * 4, 8)[1] == 4
 
 

@@ -165,8 +165,6 @@ def test_clear_errors(pair: tuple[Engine, Engine]) -> None:
             params=SamplingParams(n=2, temperature=1.0),
         )
     with pytest.raises(ParameterError, match="answer token id 100000"):
-        token_shift(
-            base, aligned, ["x"], base_prompt=BASE, aligned_prompt=BASE, answers=[[100000]]
-        )
+        token_shift(base, aligned, ["x"], base_prompt=BASE, aligned_prompt=BASE, answers=[[100000]])
     with pytest.raises(PromptError, match="has no tokens"):
         token_shift(base, aligned, ["x"], base_prompt=lambda q: [], aligned_prompt=BASE)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .prompt import UrialPrompt as UrialPrompt
     from .sampling import SamplingParams as SamplingParams
     from .token_shift import token_shift as token_shift
+    from .token_shift_result import TokenShift as TokenShift
 
 _HOME = {
     "CompletionOutput": "outputs",
@@ -28,6 +29,7 @@ _HOME = {
     "ScoreOutput": "outputs",
     "UrialError": "errors",
     "UrialPrompt": "prompt",
+    "TokenShift": "token_shift_result",
     "token_shift": "token_shift",
 }
 __all__ = sorted(_HOME)

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from .config_rope import RopeConfig, read_rope
 from .errors import CheckpointError, ConfigError
 from .json_values import Json, boolean, number, optional_size, read_json, size, token_ids
-from .config_rope import RopeConfig, read_rope
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
 _TIE = "tie_word_embeddings"

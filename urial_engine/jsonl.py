@@ -81,7 +81,7 @@ def _read_row(line: bytes, number: int, where: str) -> Row:
     if not isinstance(fields, dict):
         raise ParameterError(f"{where}: a row must be a JSON object, not {_brief(fields)}")
     given = fields.get("id", number)
-    if not isinstance(given, str | int) or isinstance(given, bool):
+    if type(given) not in (str, int):
         raise ParameterError(f"{where}: id must be a text or a whole number, not {_brief(given)}")
     return Row(given, fields, where)
 
@@ -166,7 +166,7 @@ def _scan(path: Path, file: BinaryIO, expected: Mapping[Id, Json]) -> tuple[set[
 def _whole_row(line: bytes) -> dict[str, object] | None:
     with contextlib.suppress(ValueError, RecursionError):
         row = json.loads(line)
-        if isinstance(row, dict) and isinstance(row.get("id"), str | int):
+        if isinstance(row, dict) and type(row.get("id")) in (str, int):
             return row
     return None
 

@@ -251,15 +251,16 @@ class KVCache:
         self._free += segment.blocks
 
 
-def _descend(segment: Segment, ids: list[int]) -> tuple[Segment, int]:
-    """Below `segment`, the longest run of `ids`: the segment in which it ends, and its length."""
-    run = 0
-    while True:
+def _descend(top: Segment, ids: list[int]) -> tuple[Segment, int]:
+    """Below `top`, the longest run of `ids`: the segment in which it ends, and its length."""
+    best, ways = (top, 0), [(top, 0)]  # equal texts that run side by side give several ways
+    while ways:
+        segment, run = ways.pop()
         rest = ids[run:]
-        runs = [(common_run(child.tokens, rest), child) for child in segment.children]
-        more, child = max(runs, key=lambda pair: pair[0], default=(0, segment))
-        if more == 0:
-            return segment, run
-        segment, run = child, run + more
-        if more < len(child.tokens):
-            return segment, run
+        for child in segment.children:
+            more = common_run(child.tokens, rest)
+            if run + more > best[1]:
+                best = (child, run + more)
+            if 0 < more == len(child.tokens):
+                ways.append((child, run + more))
+    return best

@@ -48,7 +48,11 @@ class Model::Pass {
   void embed() {
     const Packed& from = m_.embedding_.w.data ? m_.embedding_.w : m_.head_.w;
     m_.team_.share(a_.rows, 8, [&](int begin, int end) {
-      for (int t = begin; t < end; ++t) unpack_row(from, a_.token_ids[t], residual(t));
+      for (int t = begin; t < end; ++t) {
+        unpack_row(from, a_.token_ids[t], residual(t));
+        // A row that was not finite in an earlier call has left NaN here too (0 * NaN).
+        for (int i = s_.hidden; i < hidden_; ++i) residual(t)[i] = 0.f;
+      }
     });
   }
 

@@ -5,14 +5,6 @@
 namespace urial::cpu {
 namespace {
 
-const Kernels& kernels_or_throw(const std::string& isa, Dtype dtype) {
-  const Kernels* k = find_kernels(isa.c_str(), dtype);
-  if (!k)
-    throw std::invalid_argument("instruction set '" + isa +
-                                "' is not in this build or not on this machine");
-  return *k;
-}
-
 std::vector<float> padded(const float* values, int n) {
   std::vector<float> out(round_up(n, kPanel), 0.f);
   for (int i = 0; i < n; ++i) out[i] = values[i];
@@ -20,6 +12,14 @@ std::vector<float> padded(const float* values, int n) {
 }
 
 }  // namespace
+
+const Kernels& kernels_or_throw(const std::string& isa, Dtype dtype) {
+  const Kernels* k = find_kernels(isa.c_str(), dtype);
+  if (!k)
+    throw std::invalid_argument("instruction set '" + isa +
+                                "' is not in this build or not on this machine");
+  return *k;
+}
 
 Model::Model(const Shape& shape, Dtype dtype, const std::string& isa, int threads, const float* cos,
              const float* sin)
@@ -31,8 +31,8 @@ Model::Model(const Shape& shape, Dtype dtype, const std::string& isa, int thread
   const Shape& s = shape_;
   if (s.head_dim > kMaxHead || s.head_dim % 2)
     throw std::invalid_argument("head size must be even and at most 256");
-  if (s.heads / s.kv_heads > kMaxQueries)
-    throw std::invalid_argument("at most 128 query heads a key head");
+  if (s.kv_heads < 1 || s.heads % s.kv_heads || s.heads / s.kv_heads > kMaxQueries)
+    throw std::invalid_argument("query heads must be a multiple of key heads, at most 128 times");
   const size_t table = size_t(s.positions) * s.head_dim / 2;
   cos_.assign(cos, cos + table);
   sin_.assign(sin, sin + table);
@@ -56,24 +56,24 @@ void Model::make(Matrix& m, int n, int k) {
 Model::Place Model::place(Part part, int layer) {
   const int q = shape_.heads * shape_.head_dim, kv = shape_.kv_heads * shape_.head_dim;
   constexpr int kAll = 1 << 30, kHalf = kPanel / 2;
-  if (part == Part::kHead) return {&head_, {0, kAll, 0}};
-  if (part == Part::kEmbedding) return {&embedding_, {0, kAll, 0}};
+  if (part == Part::kHead) return {&head_, shape_.vocab, {0, kAll, 0}};
+  if (part == Part::kEmbedding) return {&embedding_, shape_.vocab, {0, kAll, 0}};
   Layer& l = layers_.at(layer);
   switch (part) {
     case Part::kQuery:
-      return {&l.qkv, {0, kAll, 0}};
+      return {&l.qkv, q, {0, kAll, 0}};
     case Part::kKey:
-      return {&l.qkv, {q, kAll, 0}};
+      return {&l.qkv, kv, {q, kAll, 0}};
     case Part::kValue:
-      return {&l.qkv, {q + kv, kAll, 0}};
+      return {&l.qkv, kv, {q + kv, kAll, 0}};
     case Part::kOutput:
-      return {&l.output, {0, kAll, 0}};
+      return {&l.output, shape_.hidden, {0, kAll, 0}};
     case Part::kGate:
-      return {&l.gate_up, {0, kHalf, kPanel}};
+      return {&l.gate_up, shape_.feed_forward, {0, kHalf, kPanel}};
     case Part::kUp:
-      return {&l.gate_up, {kHalf, kHalf, kPanel}};
+      return {&l.gate_up, shape_.feed_forward, {kHalf, kHalf, kPanel}};
     default:
-      return {&l.down, {0, kAll, 0}};
+      return {&l.down, shape_.hidden, {0, kAll, 0}};
   }
 }
 
@@ -81,7 +81,7 @@ void Model::load_matrix(Part part, int layer, const void* source, Source type, i
                         int columns) {
   if (part == Part::kEmbedding) make(embedding_, shape_.vocab, shape_.hidden);
   const Place to = place(part, layer);
-  if (columns != to.matrix->w.k || to.columns.of(rows - 1) >= to.matrix->w.panels() * kPanel)
+  if (columns != to.matrix->w.k || rows != to.rows)
     throw std::invalid_argument("a weight has another shape than the configuration");
   team_.run([&](int) {
     team_.share(rows, kPanel, [&](int begin, int end) {
@@ -92,8 +92,9 @@ void Model::load_matrix(Part part, int layer, const void* source, Source type, i
 
 void Model::load_bias(Part part, int layer, const float* bias, int n) {
   const Place to = place(part, layer);
+  if (n != to.rows) throw std::invalid_argument("a bias has another size than its weight");
   to.matrix->bias.resize(to.matrix->w.panels() * kPanel, 0.f);
-  for (int i = 0; i < n; ++i) to.matrix->bias.at(to.columns.of(i)) = bias[i];
+  for (int i = 0; i < n; ++i) to.matrix->bias[to.columns.of(i)] = bias[i];
 }
 
 void Model::load_norm(int layer, bool feed_forward, const float* weight) {

@@ -15,6 +15,9 @@
 
 namespace urial::cpu {
 
+// std::invalid_argument where find_kernels has none.
+const Kernels& kernels_or_throw(const std::string& isa, Dtype dtype);
+
 struct Shape {
   int vocab, hidden, feed_forward, layers, heads, kv_heads, head_dim, window, positions;
   float norm_eps;
@@ -80,6 +83,7 @@ class Model {
   };
   struct Place {
     Matrix* matrix;
+    int rows;
     Columns columns;
   };
   class Pass;  // one forward call, in forward.cpp

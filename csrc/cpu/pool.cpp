@@ -31,10 +31,17 @@ constexpr int kIdlePolls = 20000;
 }  // namespace
 
 Team::Team(int threads) : size_(threads) {
-  for (int t = 1; t < size_; ++t) threads_.emplace_back([this, t] { work(t); });
+  try {
+    for (int t = 1; t < size_; ++t) threads_.emplace_back([this, t] { work(t); });
+  } catch (...) {  // the system has no more threads: those that there are must end first
+    stop();
+    throw;
+  }
 }
 
-Team::~Team() {
+Team::~Team() { stop(); }
+
+void Team::stop() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stop_ = true;

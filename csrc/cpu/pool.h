@@ -39,6 +39,7 @@ class Team {
 
  private:
   void work(int thread);
+  void stop();
 
   const int size_;
   std::atomic<int> next_{0};  // of share(); the last to arrive at meet() resets it

@@ -48,15 +48,16 @@ inline void rotate(const float* in, const float* cos, const float* sin, int half
   }
 }
 
-inline bool finite(const float* v, int n) {
+// Finite, and small enough that neither turning a pair nor rounding it to bf16 leaves the range.
+inline bool can_be_stored(const float* v, int n) {
   float zero = 0;
-  for (int i = 0; i < n; ++i) zero += v[i] * 0.f;  // NaN as soon as one value is NaN or infinite
+  for (int i = 0; i < n; ++i) zero += v[i] * 2.f * 0.f;  // NaN as soon as one doubled value is not
   return zero == 0.f;
 }
 
 // Rotates the queries and keys of row t; queries go to the query matrix, keys and values to their
-// slot of the cache. False when they are not finite: then the slot gets zeros, for a NaN would
-// reach rows that must not even see it (0 * NaN).
+// slot of the cache. False when they are not finite, or so large that they might not be once
+// stored: then the slot gets zeros, for a NaN would reach rows that must not even see it (0 * NaN).
 template <class P>
 bool rope(const RopeArgs& a, int t) {
   const AttentionArgs& c = a.cache;
@@ -75,7 +76,7 @@ bool rope(const RopeArgs& a, int t) {
   const int slot = position % kBlock, column = slot % kPanel;
   const int steps = round_up(D, kPanel) / P::kStep;
   char* base = c.pool + size_t(block) * c.block_bytes + c.layer_offset;
-  const bool sound = finite(in, (c.heads + 2 * c.kv_heads) * D);
+  const bool sound = can_be_stored(in, (c.heads + 2 * c.kv_heads) * D);
   for (int h = 0; h < c.kv_heads; ++h, base += layout.head_bytes()) {
     rotate(in + (c.heads + h) * D, cos, sin, half, turned);
     // Keys: a packed matrix with 64 columns (the keys) and k = D.

@@ -106,13 +106,16 @@ int draw(const SampleArgs& a, int m, const float* z, int vocab) {
 }
 
 // Everything about row m once its raw logits z [padded vocabulary] are there. False when they are
-// not finite.
+// not finite, or leave nothing to choose from.
 bool choose(const Model& model, const SampleArgs& a, int m, float* z) {
   const int vocab = model.shape().vocab, padded = padded_vocab(model);
+  const float temperature = a.temperature[m];
   int token;
+  bool possible;  // not so where every id is banned, or a division by the temperature overflowed
   {
     Changed changed(a, m, z);
-    token = a.temperature[m] > 0 ? draw(a, m, z, vocab) : model.kernels().argmax(z, vocab);
+    token = temperature > 0 ? draw(a, m, z, vocab) : model.kernels().argmax(z, vocab);
+    possible = std::isfinite(temperature > 0 ? z[token] / temperature : z[token]);
   }
   std::vector<TileStats> tiles;
   std::vector<Entry> entries(a.top_logprobs);
@@ -131,7 +134,7 @@ bool choose(const Model& model, const SampleArgs& a, int m, float* z) {
     a.top_ids[size_t(m) * a.top_logprobs + i] = best[i].id;
     a.top_values[size_t(m) * a.top_logprobs + i] = float(double(best[i].value) - row.logsumexp);
   }
-  return row.finite;
+  return row.finite && possible;
 }
 
 // Logits of the rows in turn, kRows at a time: each(row, z) on some thread; false marks the row.

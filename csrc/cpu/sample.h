@@ -21,7 +21,7 @@ struct SampleArgs {
   float* top_values;          // [M][top_logprobs] out, log-probabilities
 };
 
-// The first row whose logits are not finite, or -1.
+// The first row whose logits are not finite or leave nothing to choose from, or -1.
 int next_tokens(Model& model, const SampleArgs& args);
 
 // Logits of M rows, [M][V]. The first row that is not finite, or -1.

@@ -18,8 +18,8 @@ constexpr int kTile = 256;
 // Largest head size, and largest number of queries that attention handles as one tile.
 constexpr int kMaxHead = 256;
 constexpr int kMaxQueries = 128;
-// What a logit of a padding column reads as: below every real one, and finite.
-constexpr float kPadLogit = -1e30f;
+// What a logit of a padding column reads as: the smallest finite number, so above no real one.
+constexpr float kPadLogit = -3.40282347e38f;
 
 // Always inlined: these are compiled once for each instruction set, and a shared copy could hold
 // the wrong one's code.

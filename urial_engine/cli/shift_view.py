@@ -1,4 +1,4 @@
-"""A token shift as a person reads it: arrays go in, marked text and tables for the terminal come out."""
+"""A token shift for a person: arrays go in, marked text and tables for a terminal come out."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rich.text import Text
 from ..token_shift import CLASSES
 
 if TYPE_CHECKING:
-    from ..tokenizer import Tokenizer
     from ..token_shift import TokenShift
+    from ..tokenizer import Tokenizer
 
 # By class. A terminal shows a style that needs no colour to be told apart, a file shows marks.
 STYLES = ("", "underline yellow", "bold reverse red")
 MARKS = (("", ""), ("‹", "›"), ("«", "»"))
-MEANINGS = ("first choice of the base too", "its second or third", "further down")
+MEANINGS = ("the base's first choice too", "its second or third", "further down")
 
 
 def print_shift(console: Console, shift: TokenShift, tokenizer: Tokenizer) -> None:
@@ -33,11 +33,12 @@ def print_shift(console: Console, shift: TokenShift, tokenizer: Tokenizer) -> No
 
 def legend(*, marked: bool) -> Text:
     """What each way of writing means."""
-    parts = []
-    for kind, name in enumerate(CLASSES):
-        parts += [_written(name, kind, marked=marked), Text(f" {MEANINGS[kind]}")]
-        parts += [Text(" · ")] if kind < 2 else []
-    return Text.assemble("Each token of an answer: ", *parts)
+    kinds = enumerate(zip(CLASSES, MEANINGS, strict=True))
+    parts = [
+        Text.assemble(_written(name, kind, marked=marked), f" ({meaning})")
+        for kind, (name, meaning) in kinds
+    ]
+    return Text.assemble("Each token of an answer is ", Text(", ").join(parts), ".")
 
 
 def answer_text(shift: TokenShift, index: int, tokenizer: Tokenizer, *, marked: bool) -> Text:
@@ -53,14 +54,14 @@ def answer_text(shift: TokenShift, index: int, tokenizer: Tokenizer, *, marked: 
 
 
 def _written(text: str, kind: int, *, marked: bool) -> Text:
-    """Style or marks go round the visible part: a shifted line end shows as ↵."""
+    """Style or marks go round what can be seen of the token; a line end shows as ↵."""
     if kind == 0 or not text:
         return Text(text)
-    visible = text.strip(" ").replace("\n", "↵\n") or "␣"
-    head = " " * (len(text) - len(text.lstrip(" "))) if text.strip(" ") else ""
-    body, line_end, rest = visible.partition("\n")
+    line, line_end, rest = text.partition("\n")
+    body = (line.strip(" ") + "↵" * bool(line_end)) or "␣"
+    space = line[: len(line) - len(line.lstrip(" "))] if line.strip(" ") else ""
     before, after = MARKS[kind] if marked else ("", "")
-    return Text.assemble(head, (f"{before}{body}{after}", STYLES[kind]), line_end + rest)
+    return Text.assemble(space, (f"{before}{body}{after}", STYLES[kind]), line_end + rest)
 
 
 def ratios(shift: TokenShift, *, window: int = 32, most: int = 4) -> Table:

@@ -1,0 +1,136 @@
+"""`shift`: two models, or one under two contexts, in; what differs, token by token, out."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import ParameterError
+from ..jsonl import Row, read_rows
+from .options import (
+    EngineOptions,
+    MaxTokens,
+    RepetitionPenalty,
+    Seed,
+    Set,
+    Temperature,
+    any_prompt,
+    console,
+    note,
+    sampling_params,
+    with_engine_options,
+)
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+    from ..engine_inputs import Prompt
+    from ..prompt import UrialPrompt
+
+HOW = "`default` or a file (URIAL), `chat`, or a text that holds {query}."
+Base = Annotated[str, typer.Option(help="Model whose ranks are reported.")]
+Aligned = Annotated[str, typer.Option(help="Model that answers. The same one: two contexts.")]
+BasePrompt = Annotated[str, typer.Option(help=f"How the base reads a query: {HOW}")]
+AlignedPrompt = Annotated[str, typer.Option(help=f"How the aligned model reads it: {HOW}")]
+TopK = Annotated[int, typer.Option(min=0, help="The base's likeliest tokens to keep.")]
+Queries = Annotated[
+    Path,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        help="JSON Lines with `query`, and `answer` or `answer_token_ids` where these are given; "
+        "any other file has a query on each line.",
+    ),
+]
+Folder = Annotated[
+    Path | None, typer.Option("--out", file_okay=False, help="Folder for all of it.")
+]
+
+
+@with_engine_options
+def shift(
+    base: Base,
+    aligned: Aligned,
+    queries: Queries,
+    engine: EngineOptions,
+    out: Folder = None,
+    base_prompt: BasePrompt = "default",
+    aligned_prompt: AlignedPrompt = "chat",
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    seed: Seed = None,
+    settings: Set = None,
+    top_k: TopK = 10,
+) -> None:
+    """Token shift: the rank of each token of the aligned model's answers under the base model."""
+    if out is not None and find_spec("pyarrow") is None:
+        raise ParameterError("--out needs pyarrow: pip install 'urial-engine[analysis]'")
+    params = sampling_params(
+        settings,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    texts, answers = _read(queries)
+    forms = any_prompt(base_prompt), any_prompt(aligned_prompt)
+
+    from ..token_shift import token_shift
+    from .shift_view import print_shift
+
+    with ExitStack() as stack:
+        models = [stack.enter_context(_open(engine, base, forms[0]))]
+        if not _same(base, aligned):
+            models.append(stack.enter_context(_open(engine, aligned, forms[1])))
+        result = token_shift(
+            models[0],
+            models[-1],
+            texts,
+            base_prompt=forms[0],
+            aligned_prompt=forms[1],
+            params=params,
+            answers=answers,
+            top_k=top_k,
+            progress=console().is_terminal,
+        )
+        print_shift(console(), result, models[-1].tokenizer)
+    if out is not None:
+        result.save(out)
+        note(f"{out} has it all", title="done:", style="bold green")
+
+
+def _open(engine: EngineOptions, model: str, form: UrialPrompt | str) -> Engine:
+    """Only a URIAL prompt has a prefix that could be kept."""
+    return (replace(engine, prefix_dir=None) if isinstance(form, str) else engine).open(model, form)
+
+
+def _same(base: str, aligned: str) -> bool:
+    return base == aligned or Path(base).resolve() == Path(aligned).resolve()
+
+
+def _read(path: Path) -> tuple[list[str], list[Prompt] | None]:
+    """The queries, and the answers where the rows have them."""
+    if path.suffix != ".jsonl":
+        lines = path.read_text(encoding="utf-8").splitlines()
+        queries, answers = [line for line in lines if line.strip()], []
+    else:
+        rows = read_rows(path)
+        queries = [row.text("query") for row in rows]
+        answers = [answer for row in rows if (answer := _answer(row)) is not None]
+    if not queries:
+        raise ParameterError(f"{path} has no queries")
+    if answers and len(answers) != len(queries):
+        raise ParameterError(f"{path}: {len(answers)} of {len(queries)} rows have an answer")
+    return queries, answers or None
+
+
+def _answer(row: Row) -> Prompt | None:
+    if not {"answer", "answer_token_ids"} & row.fields.keys():
+        return None
+    name = row.one_of("answer", "answer_token_ids")
+    return row.text(name) if name == "answer" else row.token_ids(name)

@@ -1,0 +1,133 @@
+"""What a token shift found: a row a token. Enters the measures, leaves ratios, tables and files.
+
+Shift classes (arXiv 2312.01552): unshifted where the base model would have chosen the same token,
+marginal at ranks 2 and 3, shifted above.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ParameterError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+CLASSES = ("unshifted", "marginal", "shifted")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer with everything that was fed to the two models. Ids are the ground truth, texts
+    are for people."""
+
+    query: str
+    text: str
+    token_ids: list[int]
+    base_context_ids: list[int]
+    aligned_context_ids: list[int]
+    finish_reason: str | None  # None for an answer that was given, not generated
+
+
+@dataclass(frozen=True, slots=True)
+class TokenShift:
+    """A row an answer token, all answers in a row. `answer` and `position` (from 0) say where a
+    row stands."""
+
+    answers: list[Answer]
+    answer: NDArray[np.int32]  # [N]
+    position: NDArray[np.int32]  # [N]
+    token_id: NDArray[np.int32]  # [N]
+    token: list[str]  # [N]
+    base_rank: NDArray[np.int32]  # [N] 1 = the base model's first choice
+    base_ties: NDArray[np.int32]  # [N]
+    base_logprob: NDArray[np.float32]  # [N] nats
+    aligned_logprob: NDArray[np.float32]  # [N]
+    kl_aligned_base: NDArray[np.float32]  # [N] KL(aligned || base) over the whole vocabulary
+    kl_base_aligned: NDArray[np.float32]  # [N]
+    base_entropy: NDArray[np.float32]  # [N]
+    aligned_entropy: NDArray[np.float32]  # [N]
+    base_top_ids: NDArray[np.int32]  # [N, k]
+    base_top_logprobs: NDArray[np.float32]  # [N, k]
+
+    @property
+    def shift_class(self) -> NDArray[np.int8]:
+        """[N] index into CLASSES: rank 1 unshifted, 2 and 3 marginal, above shifted."""
+        return np.digitize(self.base_rank, (2, 4)).astype(np.int8)
+
+    def ratios(self, rows: NDArray[np.bool_] | slice = slice(None)) -> dict[str, float]:
+        """Share of each class among the rows; empty when there are none."""
+        chosen = self.shift_class[rows]
+        return (
+            {name: float(np.mean(chosen == i)) for i, name in enumerate(CLASSES)}
+            if chosen.size
+            else {}
+        )
+
+    def summary(self, *, window: int = 16, most: int = 20) -> dict[str, Any]:
+        """Class ratios overall and by `window` positions, mean KL, and the most shifted tokens
+        with their counts."""
+        shifted = self.shift_class == 2
+        ids, counts = np.unique(self.token_id[shifted], return_counts=True)
+        text = dict(zip(self.token_id.tolist(), self.token, strict=True))
+        order = np.lexsort((ids, -counts))[:most]
+        starts = range(0, int(self.position.max(initial=-1)) + 1, window)
+        return {
+            "answers": len(self.answers),
+            "tokens": int(self.token_id.size),
+            "overall": self.ratios(),
+            "mean_kl_aligned_base": float(self.kl_aligned_base.mean())
+            if self.token_id.size
+            else 0.0,
+            "by_position": [
+                {"from": s, "to": s + window, **self._window(s, s + window)} for s in starts
+            ],
+            "most_shifted": [
+                {"token": text[int(ids[i])], "token_id": int(ids[i]), "count": int(counts[i])}
+                for i in order
+            ],
+        }
+
+    def _window(self, begin: int, end: int) -> dict[str, Any]:
+        rows = (self.position >= begin) & (self.position < end)
+        kl = float(self.kl_aligned_base[rows].mean()) if rows.any() else 0.0
+        return {"tokens": int(rows.sum()), "mean_kl_aligned_base": kl, **self.ratios(rows)}
+
+    def table(self) -> pyarrow.Table:
+        """A row a token, as `pyarrow.Table` (extra `analysis`). Top-k columns are lists."""
+        try:
+            import pyarrow as pa
+        except ImportError as e:
+            raise ParameterError(
+                "a table needs pyarrow: pip install 'urial-engine[analysis]'"
+            ) from e
+        columns: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name != "answers":
+                columns[f.name] = (
+                    list(value) if isinstance(value, np.ndarray) and value.ndim == 2 else value
+                )
+        names = np.array(CLASSES, dtype=object)[self.shift_class]
+        return pa.table({**columns, "shift_class": names.astype(str)})
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokens.parquet (a row a token), answers.jsonl (a row an answer, contexts
+        included), summary.json."""
+        table = self.table()
+        import pyarrow.parquet as parquet
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(table, folder / "tokens.parquet")
+        rows = ({f.name: getattr(a, f.name) for f in fields(a)} for a in self.answers)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / "answers.jsonl").write_text(lines, encoding="utf-8")
+        summary = json.dumps(self.summary(), indent=1, ensure_ascii=False)
+        (folder / "summary.json").write_text(summary + "\n", encoding="utf-8")
