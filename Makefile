@@ -91,8 +91,10 @@ format: $(VENV)/.test
 size: | $(VENV)/.venv
 	$(BIN)/python tools/size.py
 
+# compare runs bench_generate itself, in turn with the other engines that it finds.
 bench: $(VENV)/.build $(VENV)/.test
-	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
+	@for name in $(filter-out bench_generate,$(BENCHMARKS)) compare; do \
+	  $(BIN)/python -m benchmarks.$$name; done
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,8 +67,8 @@ def rows(engine: Engine, texts: Workload, sizes: tuple[int, ...], length: int) -
     for positions in sizes:
         task = Task.make(engine, texts, positions, length)
         logits = 4 * positions * engine.config.vocab_size
-        yield row("score", positions, lambda task=task: task.score(engine, texts), logits)
-        yield row("token shift", positions, lambda task=task: task.shift(engine, texts), 2 * logits)
+        yield row("score", positions, partial(task.score, engine, texts), logits)
+        yield row("token shift", positions, partial(task.shift, engine, texts), 2 * logits)
 
 
 def touch_cache(engine: Engine) -> None:

@@ -155,7 +155,7 @@ def limits(own: Contender) -> list[str]:
     """Our figures against what the machine can do, each share that of its own run."""
 
     def middle(figure: str, key: str) -> float:
-        return median(run["figures"][figure][key] for run in own.runs)
+        return float(median(run["figures"][figure][key] for run in own.runs))
 
     read, arithmetic = (
         median(run["limits"][k] for run in own.runs) for k in ("read_GBps", "GFLOPs")
@@ -187,8 +187,10 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the two files")
     args = read_arguments(parser, argv)
-    if args.peers is None and (SHARED / "peers").is_dir():
+    if args.peers is None and (SHARED / "peers").is_dir() and not args.small:
         args.peers = SHARED / "peers"
+    if args.peers and not args.data:
+        parser.error("other engines run on the published texts: name their folder, --data DIR")
     return args
 
 

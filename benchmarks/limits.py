@@ -87,10 +87,10 @@ def _caches() -> Iterable[str]:
 
 
 def main() -> None:
-    for name, value in machine().items():
-        print(f"{name:<24}{value}")
+    for name, fact in machine().items():
+        print(f"{name:<26}{fact}")
     for name, value in all_limits(os.cpu_count() or 1).items():
-        print(f"{name:<24}{value:,.1f} {'GB/s' if name == 'read' else 'GFLOP/s'}")
+        print(f"{name:<26}{value:,.1f} {'GB/s' if name == 'read' else 'GFLOP/s'}")
 
 
 if __name__ == "__main__":

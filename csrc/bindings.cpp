@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+namespace py = pybind11;
 #include "bindings_arrays.h"
 #include "bindings_ops.h"
 #include "cpu/head.h"

@@ -1,5 +1,5 @@
 // What crosses from Python: array types, and what is checked before native code sees a pointer.
-// bindings.cpp includes this after the binding library.
+// bindings.cpp includes this after the library that it calls py.
 #pragma once
 #include <algorithm>
 #include <string>
@@ -7,7 +7,6 @@
 #include "cpu/pack.h"
 #include "cpu/types.h"
 
-namespace py = pybind11;
 using namespace urial::cpu;
 
 template <class T>

@@ -14,12 +14,12 @@ from safetensors.numpy import load_file, save_file
 
 from tests.fixtures import TinyModel, random_weights, tiny_config, write_weights
 from urial_engine.checkpoint import INDEX, SINGLE, Checkpoint
-from urial_engine.errors import CheckpointError
+from urial_engine.errors import CheckpointError, ParameterError
 
 READS = ("mmap", "sequential")
 
 
-def contents(folder: Path, read: Any) -> dict[str, NDArray[Any]]:
+def contents(folder: Path, read: str) -> dict[str, NDArray[Any]]:
     with Checkpoint.open(folder, read=read) as checkpoint:
         return {name: checkpoint.tensor(name) for name in checkpoint.names()}
 
@@ -48,6 +48,11 @@ def test_every_tensor_is_what_was_written(
         assert found[name].flags.c_contiguous
         assert found[name].flags.aligned
         assert not found[name].flags.writeable
+
+
+def test_an_unknown_way_of_reading(tiny_model: TinyModel) -> None:
+    with pytest.raises(ParameterError, match="'fast' must be"):
+        Checkpoint.open(tiny_model(), read="fast")
 
 
 @pytest.mark.parametrize("shards", [1, 2])

@@ -115,7 +115,7 @@ class Work:
 
 def questions(count: int) -> list[str]:
     """Of many lengths; every third begins as the one before it."""
-    words = ["why", "do", "we", "ask", "what", "nobody", "knows,", "and", "how", "long", "is", "a", "piece", "of", "string"]
+    words = ["why", "do", "we", "ask", "what", "nobody", "knows,", "how", "long", "is", "it", "now"]
     texts = [f"# Query {i // 3 * 3}: " + " ".join(words[i % 7 : 1 + i % 11]) for i in range(count)]
     return [text + "x" * (i % 5) for i, text in enumerate(texts)]
 

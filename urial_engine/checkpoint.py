@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from .config import ModelConfig
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError, ParameterError
 from .json_values import read_json
 
 SINGLE = "model.safetensors"
@@ -61,7 +61,7 @@ class Checkpoint:
         folder: Path,
         config: ModelConfig,
         tensors: Mapping[str, TensorInfo],
-        read: Literal["mmap", "sequential"],
+        read: str,
     ) -> None:
         """For `open`."""
         self.folder = folder
@@ -71,14 +71,14 @@ class Checkpoint:
         self._maps: dict[Path, NDArray[np.uint8]] = {}
 
     @classmethod
-    def open(
-        cls, path_or_id: str | Path, *, read: Literal["mmap", "sequential"] = "mmap"
-    ) -> Checkpoint:
+    def open(cls, path_or_id: str | Path, *, read: str = "mmap") -> Checkpoint:
         """Read the configuration and the headers of the weight files, and check both.
 
         `read="mmap"` hands out views of the mapped files, which cost no memory of their own;
         "sequential" reads each tensor in one piece, which network disks serve far faster.
         """
+        if read not in ("mmap", "sequential"):
+            raise ParameterError(f'read = {read!r} must be "mmap" or "sequential"')
         folder = resolve(path_or_id)
         config = ModelConfig.load(folder)
         return cls(folder, config, _find_tensors(folder), read)

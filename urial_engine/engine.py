@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
 import numpy as np
@@ -19,7 +18,7 @@ from .backends import HeadComparison, open_backend
 from .backends.base import F32, I32
 from .checkpoint import Checkpoint
 from .config import ModelConfig
-from .engine_inputs import Prompt, PromptReader, as_list, spread
+from .engine_inputs import Prompt, PromptReader, as_list, each_params
 from .engine_outputs import request_output, score_output
 from .engine_prefix import pin_prefix
 from .engine_progress import progress_bar
@@ -37,6 +36,11 @@ from .tokenizer import Tokenizer
 from .weights import Weights
 
 __all__ = ["CompletionOutput", "Engine", "RequestOutput", "ScoreOutput", "StreamEvent"]
+
+# With a long prefix, a penalty on the whole prompt punishes every common word.
+_FOR_PEOPLE = SamplingParams(
+    max_tokens=512, repetition_penalty=1.1, repetition_penalty_scope="output"
+)
 
 
 class Engine:
@@ -71,6 +75,8 @@ class Engine:
         for name, value in (("max_batch", max_batch), ("chunk", chunk)):
             if value < 1:
                 raise ParameterError(f"{name}={value}: must be at least 1")
+        if prefix_dir is not None and not prefix:
+            raise ParameterError(f"prefix_dir={str(prefix_dir)!r} without a prefix to keep in it")
         self.prompt = prefix if isinstance(prefix, UrialPrompt) else None
         self.prefix = prefix.text if isinstance(prefix, UrialPrompt) else prefix or ""
         with Checkpoint.open(model, read=read) as checkpoint:
@@ -152,7 +158,7 @@ class Engine:
         names the prompt, when all others are finished.
         """
         items = as_list(prompts)
-        each = spread(params or SamplingParams(), len(items), SamplingParams, "params")
+        each = each_params(params, len(items))
         requests = [
             self._generation(item, own, f"prompts[{i}]")
             for i, (item, own) in enumerate(zip(items, each, strict=True))
@@ -174,14 +180,17 @@ class Engine:
         """
         if self.prompt is None:
             raise ParameterError("answer() needs an engine with prefix=UrialPrompt(...)")
-        params = params or SamplingParams(max_tokens=512, repetition_penalty=1.1)
+        params = params or _FOR_PEOPLE
         params = replace(params, stop=(*params.stop_strings, *self.prompt.stop))
         queries = [queries] if isinstance(queries, str) else queries
         outputs = self.generate([self.prompt.render(query) for query in queries], params)
         return [self.prompt.clean(output.outputs[0].text) for output in outputs]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamEvent]:
-        """One prompt, an event a token. Closing the iterator ends the work and frees its cache."""
+        """One prompt, an event a token, errors as `generate`.
+
+        Work begins with the first `next`; closing the iterator ends it and frees its cache.
+        """
         request = self._generation(prompt, params or SamplingParams(), "the prompt", stream=True)
         with self._runner.exclusive():
             self._scheduler.check(request)
@@ -193,12 +202,14 @@ class Engine:
         continuations: Prompt | Sequence[Prompt],
         top_k: int = 0,
     ) -> list[ScoreOutput]:
-        """What the model says of each token of each continuation, teacher-forced, in one pass.
+        """What the model says of each token of each continuation, given all before it, in one pass.
 
         A text prompt continues the engine's prefix. Prompt and continuation, both texts, are
         tokenised as one; the continuation's tokens are those after as many as the prompt has alone
         (the convention of lm-eval). Where either is given as token ids, the other is tokenised by
         itself, and ids stay as they are. `top_k`: how many of the likeliest tokens to report.
+
+        PromptError where either is empty or both are longer than the context; else as `generate`.
         """
         pairs = [as_list(prompts), as_list(continuations)]
         if len(pairs[0]) != len(pairs[1]):
@@ -245,12 +256,7 @@ class Engine:
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _generation(

@@ -8,35 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from .errors import ParameterError, PromptError
+from .sampling import SamplingParams
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
-T = TypeVar("T")
 
 
 def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt, or several: a list that begins with a number is one prompt of token ids."""
-    items: Any = prompts
-    if isinstance(items, str) or (len(items) > 0 and isinstance(items[0], Integral)):
-        return [items]
-    return list(items)
+    items: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
+    return [items] if items and isinstance(items[0], Integral) else items
 
 
-def spread(value: T | Sequence[T], count: int, kind: type[T], name: str) -> list[T]:
-    """One value for all `count` prompts, or one for each."""
-    if isinstance(value, kind):
-        return [value] * count
-    items: Any = value
-    if not isinstance(items, Sequence) or not all(isinstance(item, kind) for item in items):
-        raise ParameterError(f"{name} must be one {kind.__name__} or a list of them")
+def each_params(
+    params: SamplingParams | Sequence[SamplingParams] | None, count: int
+) -> list[SamplingParams]:
+    """What was given for all of `count` prompts, or one for each."""
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    items: list[Any] = list(params)
+    if not all(isinstance(item, SamplingParams) for item in items):
+        raise ParameterError("params must be one SamplingParams or a list of them")
     if len(items) != count:
-        raise ParameterError(f"{name} has {len(items)} entries for {count} prompts")
-    return list(items)
+        raise ParameterError(f"params has {len(items)} entries for {count} prompts")
+    return items
 
 
 class PromptReader:

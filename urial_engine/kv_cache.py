@@ -59,10 +59,13 @@ class Segment:
 
 def common_run(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two lists have in common from their beginning."""
-    shorter = min(len(a), len(b))
-    if a[:shorter] == b[:shorter]:
-        return shorter
-    return next(i for i in range(shorter) if a[i] != b[i])
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while high - low > 1:  # a[:low] == b[:low] and a[:high] != b[:high]
+        middle = (low + high) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle)
+    return low
 
 
 class KVCache:
@@ -254,10 +257,14 @@ class KVCache:
 def _descend(top: Segment, ids: list[int]) -> tuple[Segment, int]:
     """Below `top`, the longest run of `ids`: the segment in which it ends, and its length."""
     best, ways = (top, 0), [(top, 0)]  # equal texts that run side by side give several ways
-    while ways:
+    while ways and best[1] < len(ids):
         segment, run = ways.pop()
         rest = ids[run:]
         for child in segment.children:
+            beat = best[1] - run
+            either = min(len(child.tokens), len(rest))
+            if beat < either and child.tokens[beat] != rest[beat]:
+                continue  # one look, where thousands of finished texts hang below a prefix
             more = common_run(child.tokens, rest)
             if run + more > best[1]:
                 best = (child, run + more)

@@ -29,7 +29,9 @@ from .errors import PrefixStoreError
 if TYPE_CHECKING:
     from .config import ModelConfig
 
-LAYOUT = 1  # of the file, and of what backends put in a block; raised when either changes
+# Of the file, of what backends put in a block, and of the arithmetic that fills it: raised when any
+# of them changes, so that what an older version stored is computed again.
+LAYOUT = 1
 SUFFIX = ".prefix.safetensors"
 # What a ModelConfig holds that the keys and values of a given text do not depend on.
 _OUTSIDE = ("torch_dtype", "bos_token_id", "eos_token_ids", "ignored_keys", "tie_word_embeddings")
@@ -84,32 +86,31 @@ class StoredPrefix:
     tokens: int
     blocks: int
     bytes: int
+    file: Any  # open and mapped: it can be read even when another process replaces it
 
     @classmethod
     def open(cls, path: Path) -> StoredPrefix:
         """PrefixStoreError where it is no such file, or shorter than its header says."""
         try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                ids, blocks = (file.get_slice(name).get_shape() for name in ("ids", "blocks"))
+            file: Any = safe_open(path, framework="numpy")
+            size = path.stat().st_size
+            metadata = file.metadata() or {}
+            ids, blocks = (file.get_slice(name).get_shape() for name in ("ids", "blocks"))
             names = {field.name for field in dataclasses.fields(Fingerprint)}
             fingerprint = Fingerprint(**{k: v for k, v in metadata.items() if k in names})
-            size = path.stat().st_size
-            return cls(path, fingerprint, metadata["checksum"], ids[0], blocks[0], size)
+            return cls(path, fingerprint, metadata["checksum"], ids[0], blocks[0], size, file)
         except (SafetensorError, OSError, KeyError, TypeError, IndexError) as error:
             raise PrefixStoreError(f"{path}: not a whole prefix file ({error})") from error
 
     def read_blocks(self) -> Iterator[Bytes]:
         """[block_bytes] each, from the mapped file."""
-        with safe_open(self.path, framework="numpy") as file:
-            blocks = file.get_slice("blocks")
-            for index in range(self.blocks):
-                yield blocks[index : index + 1][0]
+        blocks = self.file.get_slice("blocks")
+        for index in range(self.blocks):
+            yield blocks[index : index + 1][0]
 
     def verify(self) -> None:
         """PrefixStoreError where the data is not what was written."""
-        with safe_open(self.path, framework="numpy") as file:
-            ids = file.get_tensor("ids")
+        ids = self.file.get_tensor("ids")
         if _checksum(self.fingerprint, ids, self.read_blocks()) != self.checksum:
             raise PrefixStoreError(f"{self.path}: damaged, its checksum does not fit its data")
 

@@ -158,16 +158,15 @@ class Scheduler:
         """Put the wanted hidden states away, and say which rows are to be scored."""
         judged = []
         for sequence, rows in prompts:
-            request, end = sequence.request, sequence.leaf.end
-            first = max(request.rows_from, end - len(rows))
-            wanted = rows[max(len(rows) - (end - first), 0) :] if first < end else rows[:0]
+            request, start = sequence.request, sequence.leaf.end - len(rows)
+            first = max(request.rows_from, start)
+            wanted = rows[first - start :]
             if request.kept is not None:
                 request.kept.append(wanted.copy())
             if request.scored is not None:
-                start = first - request.rows_from
-                targets = request.scored.targets[start : start + len(wanted)]
-                rows = wanted[: len(targets)]
-                judged.append(Judged(request, request.scored, first, rows, targets))
+                targets = request.scored.targets[first - request.rows_from :][: len(wanted)]
+                wanted = wanted[: len(targets)]
+                judged.append(Judged(request, request.scored, first, wanted, targets))
         return [item for item in judged if item.targets]
 
     def _score(self, judged: list[Judged]) -> None:
@@ -201,7 +200,7 @@ class Scheduler:
     def _begin_samples(self, request: Request) -> list[tuple[Sequence, F32]]:
         """As many as may run now, each with the row that chooses its first token."""
         begun: list[tuple[Sequence, F32]] = []
-        if not isinstance(request, Generation) or request.prompt_row is None:
+        if not isinstance(request, Generation) or request.prompt_row is None or not request.waiting:
             return begun
         running = sum(sequence.request is request for sequence in self._running)
         while request.waiting and running + len(begun) < request.slots:

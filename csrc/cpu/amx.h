@@ -22,6 +22,7 @@ struct Inner<Bf16> {
   void operator()(int m, const uint16_t* x, ptrdiff_t x_stride, const uint16_t* w, int steps,
                   float* out, ptrdiff_t out_stride) {
     configure(m);
+    settle();
     const ptrdiff_t x_bytes = x_stride * 2, out_bytes = out_stride * 4;
     constexpr int kW = kPanel * 2 * 2;              // bytes from one pair of k to the next
     constexpr int kGroup = kTileRows * kPanel * 2;  // elements of w in a group of 32 k
@@ -77,9 +78,13 @@ struct Inner<Bf16> {
     Config c;
     const int rows[8] = {upper, upper, lower, lower, upper, lower, kTileRows, kTileRows};
     for (int t = 0; t < 8; ++t) c.rows[t] = uint8_t(rows[t]), c.bytes[t] = rows[t] ? 64 : 0;
+    settle();
     _tile_loadconfig(&c);
     configured_ = m;
   }
+
+  // The compiler does not see what tile instructions read: stores that stand before must be done.
+  static void settle() { __asm__ volatile("" ::: "memory"); }
 
   static void prefetch_group(const uint16_t* w) {
     for (int line = 0; line < 2 * kTileRows; ++line) Isa::prefetch(w + line * 32);

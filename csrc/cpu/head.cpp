@@ -93,16 +93,16 @@ class Side {
     const int m = first_ + row;
     args_.rank[m] = int32_t(mine.greater + 1);
     args_.ties[m] = int32_t(mine.equal - 1);  // the target equals itself
-    args_.logprob[m] = float(double(target_[row]) - mine.logsumexp);
+    args_.logprob[m] = mine.logprob(target_[row]);
     args_.entropy[m] = float(mine.entropy);
-    if (other) args_.kl[m] = float(mine.cross - mine.logsumexp + other->logsumexp);
+    if (other)
+      args_.kl[m] = float(mine.cross - (mine.max - other->max) - (mine.log_sum - other->log_sum));
     TopK best = top(0, row);
     for (int t = 1; t < threads_; ++t)
       for (int i = 0; i < args_.top_k; ++i) best.add(top(t, row)[i]);
     for (int i = 0; i < args_.top_k; ++i) {
       args_.top_ids[size_t(m) * args_.top_k + i] = best[i].id;
-      args_.top_logprobs[size_t(m) * args_.top_k + i] =
-          float(double(best[i].value) - mine.logsumexp);
+      args_.top_logprobs[size_t(m) * args_.top_k + i] = mine.logprob(best[i].value);
     }
   }
 
@@ -161,7 +161,7 @@ int run(Team& team, Side** sides, int count, int rows) {
 
 RowStats merge_tiles(const TileStats* tiles, int count) {
   double max = -INFINITY, sum = 0, dot = 0, cross = 0;
-  RowStats row{0, 0, 0, 0, 0, true};
+  RowStats row{0, 0, 0, 0, 0, 0, true};
   for (int t = 0; t < count; ++t) {
     max = tiles[t].max > max ? tiles[t].max : max;
     row.greater += tiles[t].greater, row.equal += tiles[t].equal;
@@ -173,8 +173,8 @@ RowStats merge_tiles(const TileStats* tiles, int count) {
     dot += scale * (tiles[t].dot + (tiles[t].max - max) * tiles[t].sum);
     cross += scale * tiles[t].cross;
   }
-  row.logsumexp = max + std::log(sum);
-  row.entropy = std::log(sum) - dot / sum;
+  row.max = max, row.log_sum = std::log(sum);
+  row.entropy = row.log_sum - dot / sum;
   row.cross = cross / sum;
   return row;
 }

@@ -12,8 +12,8 @@ namespace urial::cpu {
 namespace {
 
 constexpr int kRows = 32;  // rows whose logits are held at once
-constexpr double kNegligible =
-    40;  // e^-40 times any vocabulary is below the resolution of a double's sum
+// e^-40 times any vocabulary is far below 2^-33 of the sum, the end that no draw comes closer to.
+constexpr double kNegligible = 40;
 
 int padded_vocab(const Model& m) { return round_up(m.shape().vocab, kPanel); }
 
@@ -129,10 +129,10 @@ bool choose(const Model& model, const SampleArgs& a, int m, float* z) {
   const RowStats row = merge_tiles(tiles.data(), int(tiles.size()));
   a.token_ids[m] = token;
   a.rank[m] = int32_t(row.greater + 1);
-  a.logprob[m] = float(double(z[token]) - row.logsumexp);
+  a.logprob[m] = row.logprob(z[token]);
   for (int i = 0; i < a.top_logprobs; ++i) {
     a.top_ids[size_t(m) * a.top_logprobs + i] = best[i].id;
-    a.top_values[size_t(m) * a.top_logprobs + i] = float(double(best[i].value) - row.logsumexp);
+    a.top_values[size_t(m) * a.top_logprobs + i] = row.logprob(best[i].value);
   }
   return row.finite && possible;
 }

@@ -75,8 +75,8 @@ def assert_no_worse(
     truth: F64,
     scale: NDArray[Any],
     *,
-    factor: float = 2.0,
-    epsilon: float = 2.0**-23,
+    factor: float = 1.5,
+    epsilon: float,
 ) -> None:
     """The error is at most `factor` times that of the naive implementation, plus `epsilon`."""
     ours, theirs = error(out, truth, scale), error(naive, truth, scale)

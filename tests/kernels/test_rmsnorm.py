@@ -24,8 +24,9 @@ def data(rows: int, size: int) -> tuple[F32, F32]:
 
 def assert_matches(rung: Rung, x: F32, weight: F32, epsilon: float) -> None:
     full, rounded, bad = rmsnorm(x, weight, epsilon, **rung.options)
-    truth = reference(x.astype(np.float64), weight.astype(np.float64), np.float32(epsilon))
-    naive = reference(x, weight, np.float32(epsilon))
+    epsilon = float(np.float32(epsilon))
+    truth = reference(x.astype(np.float64), weight.astype(np.float64), epsilon)
+    naive = reference(x, weight, epsilon)
     scale = np.abs(truth) + 2.0**-126
     assert bad == -1
     assert_no_worse(full, naive, truth, scale, epsilon=EPSILON)

@@ -26,9 +26,7 @@ def int32(*values: int) -> NDArray[np.int32]:
     return np.array(values, np.int32)
 
 
-def keys_and_values(
-    rung: Rung, cache: Cache, block: int, heads: int, size: int
-) -> tuple[F32, F32]:
+def keys_and_values(rung: Rung, cache: Cache, block: int, heads: int, size: int) -> tuple[F32, F32]:
     """A block of the cache as [64, K, D] twice, by the layout that csrc/cpu/types.h describes.
 
     A head's keys are a packed matrix of 64 columns (the tokens) by D; its values one of D columns

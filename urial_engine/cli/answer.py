@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,16 +16,14 @@ from .options import (
     Model,
     Prompt,
     RepetitionPenalty,
-    Seed,
-    Set,
-    Temperature,
-    sampling_params,
+    SamplingOptions,
     urial_prompt,
-    with_engine_options,
+    with_options,
 )
 
 if TYPE_CHECKING:
     from ..engine import Engine
+    from ..prompt import UrialPrompt
     from ..sampling import SamplingParams
 
 Questions = Annotated[
@@ -41,36 +39,49 @@ Stream = Annotated[
 PARTIAL_FENCE = re.compile(r"(^|\n)`{1,2}\Z")
 
 
-@with_engine_options
+@dataclass(frozen=True)
+class Sampling(SamplingOptions):
+    """Greedy with a penalty, which with a long prefix must leave out the prompt's common words."""
+
+    max_tokens: MaxTokens = 512
+    repetition_penalty: RepetitionPenalty = 1.1
+
+    def params(self, **more: Any) -> SamplingParams:
+        return super().params(repetition_penalty_scope="output", **more)
+
+
+@with_options
 def answer(
     model: Model,
     engine: EngineOptions,
+    sampling: Sampling,
     questions: Questions = None,
     prompt: Prompt = "default",
-    max_tokens: MaxTokens = 512,
-    temperature: Temperature = 0.0,
-    repetition_penalty: RepetitionPenalty = 1.1,
-    seed: Seed = None,
-    settings: Set = None,
     stream: Stream = None,
 ) -> None:
     """Answer questions with a URIAL prompt."""
-    params = sampling_params(
-        settings,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
+    params = sampling.params()
     with engine.open(model, urial_prompt(prompt)) as opened:
+        assert opened.prompt is not None
+        params = replace(params, stop=(*params.stop_strings, *opened.prompt.stop))
         asked = iter(questions) if questions else _lines()
         if sys.stdout.isatty() if stream is None else stream:
             for question in asked:
-                _show(question, _stream(opened, question, params))
+                pieces = _stream(opened, opened.prompt, question, params)
+                _show(question, pieces, typed=not questions and sys.stdin.isatty())
         else:
-            together = list(asked)
-            for question, text in zip(together, opened.answer(together, params), strict=True):
-                _show(question, iter([text]))
+            _answer_together(opened, opened.prompt, list(asked), params)
+
+
+def _answer_together(
+    engine: Engine, prompt: UrialPrompt, questions: list[str], params: SamplingParams
+) -> None:
+    outputs = engine.generate([prompt.render(question) for question in questions], params)
+    for question, output in zip(questions, outputs, strict=True):
+        if output.finished:
+            _show(question, iter([prompt.clean(output.outputs[0].text)]))
+    if not all(output.finished for output in outputs):
+        raise KeyboardInterrupt  # which ended it early
 
 
 def _lines() -> Iterator[str]:
@@ -85,22 +96,24 @@ def _lines() -> Iterator[str]:
             yield line.strip()
 
 
-def _stream(engine: Engine, question: str, params: SamplingParams) -> Iterator[str]:
+def _stream(
+    engine: Engine, prompt: UrialPrompt, question: str, params: SamplingParams
+) -> Iterator[str]:
     """The cleaned answer in pieces. What may still turn out to be its end is held back."""
-    prompt = engine.prompt
-    assert prompt is not None
-    params = replace(params, stop=(*params.stop_strings, *prompt.stop))
     text = shown = ""
     for event in engine.stream(prompt.render(question), params):
         text += event.text
-        safe = text if event.finished else PARTIAL_FENCE.sub("", text)
-        clean = prompt.clean(safe)
+        clean = prompt.clean(text if event.finished else PARTIAL_FENCE.sub("", text))
         yield clean[len(shown) :]
-        shown = clean if len(clean) > len(shown) else shown
+        shown = max(shown, clean, key=len)
 
 
-def _show(question: str, pieces: Iterator[str]) -> None:
-    typer.secho(f"▸ {question}", bold=True, fg="cyan")
-    for piece in pieces:
-        typer.echo(piece, nl=False)
-    typer.echo("\n")
+def _show(question: str, pieces: Iterator[str], *, typed: bool = False) -> None:
+    """A question that was just typed stands there already."""
+    if not typed:
+        typer.secho(f"▸ {question}", bold=True, fg="cyan")
+    try:
+        for piece in pieces:
+            typer.echo(piece, nl=False)
+    finally:
+        typer.echo("\n")

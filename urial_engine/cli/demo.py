@@ -89,11 +89,10 @@ def _answers(
     from ..sampling import SamplingParams
     from .demo_live import answer_together
 
-    # Over the prefix too, the penalty would keep so small a model from the commonest words.
     params = SamplingParams(
         max_tokens=max_tokens,
         repetition_penalty=1.1,
-        repetition_penalty_scope="no_prefix",
+        repetition_penalty_scope="output",  # the prefix holds every common word
         stop=prompt.stop,
     )
     speed = answer_together(out, engine, prompt, questions, params)

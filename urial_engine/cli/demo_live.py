@@ -134,14 +134,15 @@ class View:
 
     def _table(self) -> Table:
         """A line for each answer: how long it is, and its end."""
+        width = self._out.width - 10  # without the count and the gaps
+        asked = width * 2 // 5
         table = Table.grid(padding=(0, 2))
-        width = self._out.width // 2
+        table.add_column(width=asked, style="cyan", no_wrap=True)
+        table.add_column(width=4, justify="right")
+        table.add_column(width=width - asked, no_wrap=True)
         for question, request in self._growing.items():
-            table.add_row(
-                Text(question, style="cyan", overflow="ellipsis", no_wrap=True),
-                f"{len(request.samples[0].token_ids):>4}",
-                Text(" ".join(self._text(request).split())[-width:], no_wrap=True),
-            )
+            end = " ".join(self._text(request).split())[asked - width :]
+            table.add_row(question, str(len(request.samples[0].token_ids)), Text(end))
         return table
 
     def _text(self, request: Generation) -> str:

@@ -11,17 +11,12 @@ from ..errors import ParameterError
 from ..jsonl import Row, read_rows
 from .options import (
     EngineOptions,
-    MaxTokens,
     Model,
-    RepetitionPenalty,
     RowsIn,
     RowsOut,
-    Seed,
-    Set,
-    Temperature,
+    SamplingOptions,
     any_prompt,
-    sampling_params,
-    with_engine_options,
+    with_options,
 )
 
 if TYPE_CHECKING:
@@ -41,19 +36,15 @@ Form = Annotated[
 Samples = Annotated[int, typer.Option("--n", help="Samples of each prompt.")]
 
 
-@with_engine_options
+@with_options
 def generate(
     model: Model,
     source: RowsIn,
     out: RowsOut,
     engine: EngineOptions,
+    sampling: SamplingOptions,
     prompt: Form = None,
-    max_tokens: MaxTokens = 256,
-    temperature: Temperature = 0.0,
-    repetition_penalty: RepetitionPenalty = 1.0,
     n: Samples = 1,
-    seed: Seed = None,
-    settings: Set = None,
 ) -> None:
     """Continue the prompts of a JSON Lines file, or take up a run that was killed.
 
@@ -61,14 +52,7 @@ def generate(
     --prompt a `query`. A row of --out has the `id`, the `prompt` after the URIAL prefix,
     `outputs` and the `seed`; rows stand there in the order in which they were finished.
     """
-    params = sampling_params(
-        settings,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        repetition_penalty=repetition_penalty,
-        n=n,
-        seed=seed,
-    )
+    params = sampling.params(n=n)
     form = None if prompt is None else any_prompt(prompt)
     rows = read_rows(source)
     prompts = {row.id: _read(row, asked=form is not None) for row in rows}

@@ -7,7 +7,7 @@ import inspect
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -33,22 +33,18 @@ RowsOut = Annotated[
     Path, typer.Option("--out", dir_okay=False, help="JSON Lines to write, or to continue.")
 ]
 MaxTokens = Annotated[int, typer.Option(help="Tokens of an answer, at most.")]
-Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
-RepetitionPenalty = Annotated[float, typer.Option(help="1 is off; the method uses 1.1 to 1.15.")]
+RepetitionPenalty = Annotated[float, typer.Option(help="1 is off; URIAL uses 1.1 to 1.15.")]
+Prompt = Annotated[str, typer.Option("--prompt", help="A URIAL prefix file, or `default`: ours.")]
+Threads = Annotated[int | None, typer.Option(help="By default as many as there are cores.")]
+Isa = Annotated[str, typer.Option(help="Instruction set; `inspect` shows what there is.")]
 Seed = Annotated[int | None, typer.Option(help="For sampling; without it each prompt draws one.")]
-Set = Annotated[
+Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Any other sampling parameter, in JSON."),
 ]
-Prompt = Annotated[str, typer.Option("--prompt", help="A URIAL prefix file, or `default`: ours.")]
-Device = Annotated[str, typer.Option(help="cpu, or reference: slow, in fp64.")]
-Dtype = Annotated[str, typer.Option(help="bfloat16 or float32.")]
-Threads = Annotated[int | None, typer.Option(help="By default as many as there are cores.")]
-Isa = Annotated[str, typer.Option(help="Instruction set; `inspect` shows what there is.")]
 PrefixDir = Annotated[
     Path | None, typer.Option(file_okay=False, help="Keeps the prefix's cache in this folder.")
 ]
-MaxBatch = Annotated[int, typer.Option(min=1, help="Samples that run at the same time.")]
 KvCacheGib = Annotated[
     float | None, typer.Option(help="Memory for the KV-cache; half of what is free by default.")
 ]
@@ -61,41 +57,65 @@ Read = Annotated[
 class EngineOptions:
     """The options that every command with a model has."""
 
-    device: Device = "auto"
-    dtype: Dtype = "auto"
+    device: Annotated[str, typer.Option(help="cpu, or reference: slow, in fp64.")] = "auto"
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "auto"
     threads: Threads = None
     isa: Isa = "auto"
     prefix_dir: PrefixDir = None
-    max_batch: MaxBatch = 32
+    max_batch: Annotated[int, typer.Option(help="Samples that run at the same time.")] = 32
     kv_cache_gib: KvCacheGib = None
     read: Read = "mmap"
 
-    def open(self, model: str, prefix: object = None) -> Engine:
-        """An engine whose prefix is this prompt, where it is a `UrialPrompt`."""
+    def open(self, model: str, prompt: object = None) -> Engine:
+        """An engine whose prefix is this prompt's, where it is a `UrialPrompt`."""
         from ..engine import Engine
         from ..prompt import UrialPrompt
 
-        fixed = prefix if isinstance(prefix, UrialPrompt) else None
-        if self.prefix_dir is not None and fixed is None:
-            raise ParameterError("--prefix-dir needs a URIAL prompt, whose prefix it keeps")
-        return Engine(model, prefix=fixed, **asdict(self))
+        prefix = prompt if isinstance(prompt, UrialPrompt) else None
+        return Engine(model, prefix=prefix, **asdict(self))
 
 
-def with_engine_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options above, which it receives as its parameter `engine`."""
+@dataclass(frozen=True)
+class SamplingOptions:
+    """The options of commands that generate."""
+
+    max_tokens: MaxTokens = 256
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0
+    repetition_penalty: RepetitionPenalty = 1.0
+    seed: Seed = None
+    settings: Settings = None
+
+    def params(self, **more: Any) -> SamplingParams:
+        """--set wins."""
+        from ..sampling import SamplingParams
+
+        own = asdict(self)
+        for setting in own.pop("settings") or []:
+            name, equals, value = setting.partition("=")
+            if not equals:
+                raise ParameterError(f"--set {setting}: write NAME=VALUE, such as --set top_p=0.9")
+            more[name] = _value(value)
+        return SamplingParams.from_dict({**own, **more})
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command, in place of each parameter of the kinds above, the options of that kind."""
     own = inspect.signature(command, eval_str=True).parameters
-    options = inspect.signature(EngineOptions, eval_str=True).parameters
-    kept = [p.replace(kind=p.KEYWORD_ONLY) for name, p in own.items() if name != "engine"]
-    added = [p.replace(kind=p.KEYWORD_ONLY) for p in options.values()]
+    kinds = {n: p.annotation for n, p in own.items() if is_dataclass(p.annotation)}
+    groups = {n: inspect.signature(k, eval_str=True).parameters for n, k in kinds.items()}
+    options = [p for name, p in own.items() if name not in kinds]
+    options += [option for group in groups.values() for option in group.values()]
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        chosen = {name: values.pop(name) for name in options}
-        command(**values, engine=EngineOptions(**chosen))
+        for name, group in groups.items():
+            values[name] = kinds[name](**{option: values.pop(option) for option in group})
+        command(**values)
 
     del run.__wrapped__  # the signature is what follows, not that
-    run.__signature__ = inspect.Signature([*kept, *added])  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in (*kept, *added)}
+    shown = [option.replace(kind=option.KEYWORD_ONLY) for option in options]
+    run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    run.__annotations__ = {option.name: option.annotation for option in options}
     return run
 
 
@@ -111,20 +131,11 @@ def any_prompt(spec: str) -> UrialPrompt | str:
     return spec if spec == "chat" or "{query}" in spec else urial_prompt(spec)
 
 
-def sampling_params(settings: list[str] | None, **known: Any) -> SamplingParams:
-    """From the options of their own and the NAME=VALUE of --set, which win."""
-    from ..sampling import SamplingParams
-
-    fields = dict(known)
-    for setting in settings or []:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise ParameterError(f"--set {setting}: write NAME=VALUE, such as --set top_p=0.9")
-        try:
-            fields[name] = json.loads(value)
-        except ValueError:
-            fields[name] = value  # a text without quotes
-    return SamplingParams.from_dict(fields)
+def _value(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text  # without quotes
 
 
 def cache_folder() -> Path:

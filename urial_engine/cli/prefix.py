@@ -15,7 +15,7 @@ from .options import (
     console,
     note,
     urial_prompt,
-    with_engine_options,
+    with_options,
 )
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ Folder = Annotated[
 ]
 
 
-@with_engine_options
+@with_options
 def store(model: Model, engine: EngineOptions, prompt: Prompt = "default") -> None:
     """Compute a prefix and store it, unless it is there."""
     if engine.prefix_dir is None:

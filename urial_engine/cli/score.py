@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..jsonl import Row, read_rows
-from .options import EngineOptions, Model, RowsIn, RowsOut, with_engine_options
+from .options import EngineOptions, Model, RowsIn, RowsOut, with_options
 
 if TYPE_CHECKING:
     from ..engine_inputs import Prompt
@@ -17,7 +17,7 @@ TopK = Annotated[int, typer.Option(min=0, help="How many of the likeliest tokens
 PARTS = ("prompt", "continuation")
 
 
-@with_engine_options
+@with_options
 def score(
     model: Model, source: RowsIn, out: RowsOut, engine: EngineOptions, top_k: TopK = 0
 ) -> None:

@@ -12,19 +12,7 @@ import typer
 
 from ..errors import ParameterError
 from ..jsonl import Row, read_rows
-from .options import (
-    EngineOptions,
-    MaxTokens,
-    RepetitionPenalty,
-    Seed,
-    Set,
-    Temperature,
-    any_prompt,
-    console,
-    note,
-    sampling_params,
-    with_engine_options,
-)
+from .options import EngineOptions, SamplingOptions, any_prompt, console, note, with_options
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -51,32 +39,22 @@ Folder = Annotated[
 ]
 
 
-@with_engine_options
+@with_options
 def shift(
     base: Base,
     aligned: Aligned,
     queries: Queries,
     engine: EngineOptions,
+    sampling: SamplingOptions,
     out: Folder = None,
     base_prompt: BasePrompt = "default",
     aligned_prompt: AlignedPrompt = "chat",
-    max_tokens: MaxTokens = 256,
-    temperature: Temperature = 0.0,
-    repetition_penalty: RepetitionPenalty = 1.0,
-    seed: Seed = None,
-    settings: Set = None,
     top_k: TopK = 10,
 ) -> None:
     """Token shift: the rank of each token of the aligned model's answers under the base model."""
     if out is not None and find_spec("pyarrow") is None:
         raise ParameterError("--out needs pyarrow: pip install 'urial-engine[analysis]'")
-    params = sampling_params(
-        settings,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
+    params = sampling.params()
     texts, answers = _read(queries)
     forms = any_prompt(base_prompt), any_prompt(aligned_prompt)
 

@@ -1,0 +1,122 @@
+"""A model of one layer on every rung, where a kernel's boundary shows only in the whole: what one
+call leaves behind for the next, and what is refused at the door."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from urial_engine import _native
+
+from .rungs import F32, RUNGS, Rung, every_rung
+
+SHAPE: dict[str, Any] = {
+    "vocab": 37, "hidden": 24, "feed_forward": 40, "layers": 1, "heads": 6, "kv_heads": 2,
+    "head_dim": 8, "window": 0, "positions": 256, "norm_eps": 1e-5,
+}  # fmt: skip
+PARTS = {
+    "q_proj": (48, 24), "k_proj": (16, 24), "v_proj": (16, 24), "o_proj": (24, 48),
+    "gate_proj": (40, 24), "up_proj": (40, 24), "down_proj": (24, 40), "lm_head": (37, 24),
+}  # fmt: skip
+
+
+def make(rung: Rung, threads: int = 2, **shape: Any) -> Any:
+    one = np.ones((SHAPE["positions"], SHAPE["head_dim"] // 2), np.float32)
+    return _native.Model(SHAPE | shape, rung.dtype, rung.isa, threads, one, one * 0)
+
+
+def loaded(rung: Rung, plant: dict[tuple[str, int, int], float] | None = None) -> Any:
+    """Random weights; `plant`: a value at (part, row, column)."""
+    model, rng = make(rung), np.random.default_rng(0)
+    for part, shape in PARTS.items():
+        w = rng.normal(size=shape, scale=0.3).astype(np.float32)
+        for (name, row, column), value in (plant or {}).items():
+            if name == part:
+                w[row, column] = value
+        model.load_matrix(part, 0, w)
+    for layer, feed_forward in [(0, False), (0, True), (1, True)]:
+        model.load_norm(layer, feed_forward, np.ones(24, np.float32))
+    model.allocate(4)
+    return model
+
+
+def forward(model: Any, ids: list[int], table: list[int], start: int = 0) -> tuple[F32, int, int]:
+    positions = np.arange(start, start + len(ids), dtype=np.int32)
+    tables: NDArray[np.int32] = np.array([table], np.int32)
+    found: tuple[F32, int, int] = model.forward(
+        np.array(ids, np.int32), positions, positions * 0, tables
+    )
+    return found
+
+
+@every_rung
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_row_that_is_not_finite_leaves_nothing_behind(rung: Rung, bad: float) -> None:
+    """The hidden size is padded: a fault reaches the padding too, and the next call starts anew."""
+    model = loaded(rung, {("lm_head", 5, 3): bad})
+    clean, _, row = forward(model, [1, 2, 3], [0])
+    assert row == -1
+    hidden, layer, row = forward(model, [1, 5, 3], [1])
+    assert (layer, row) == (-1, 1)
+    np.testing.assert_array_equal(hidden[0], clean[0])
+    again, _, row = forward(model, [1, 2, 3], [2])
+    assert row == -1
+    np.testing.assert_array_equal(again, clean)
+
+
+@every_rung
+@pytest.mark.parametrize(
+    ("part", "row", "layer"),
+    [("v_proj", 3, 0), ("k_proj", 3, 0), ("q_proj", 3, 0), ("o_proj", 3, 0), ("down_proj", 2, 0)],
+)
+def test_a_fault_names_the_layer_that_made_it(rung: Rung, part: str, row: int, layer: int) -> None:
+    hidden, found, first = forward(loaded(rung, {(part, row, 1): np.nan}), [1, 2], [0])
+    assert (found, first) == (layer, 0)
+    assert hidden.shape == (2, 24)
+
+
+def test_every_block_that_a_row_may_touch_is_checked() -> None:
+    """Also those of the later rows of a sequence, and of a chunk that starts further on."""
+    model = loaded(RUNGS[-1])
+    for table, start, count in [([0, 4], 60, 5), ([0, -1], 63, 2), ([0, 1, 9], 120, 10)]:
+        with pytest.raises(ValueError, match="block outside the pool"):
+            forward(model, [1] * count, table, start)
+    with pytest.raises(ValueError, match="block table"):
+        forward(model, [1] * 5, [0], 60)
+    with pytest.raises(ValueError, match="outside the context"):
+        forward(model, [1] * 3, [0, 1, 2, 3, 0], 254)
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        forward(model, [37], [0])
+    assert forward(model, [1] * 70, [0, 1])[2] == -1
+
+
+def test_a_weight_has_exactly_its_shape() -> None:
+    """A row more would still fit into the padding of a panel, or into the next part's columns."""
+    model = loaded(RUNGS[-1])
+    for part, (rows, columns) in PARTS.items():
+        for shape in ((rows + 1, columns), (rows - 1, columns), (rows, columns + 1)):
+            with pytest.raises(ValueError, match="another shape"):
+                model.load_matrix(part, 0, np.zeros(shape, np.float32))
+    with pytest.raises(ValueError, match="another size"):
+        model.load_bias("q_proj", 0, np.zeros(49, np.float32))
+    with pytest.raises(ValueError, match="unknown weight part"):
+        model.load_matrix("x_proj", 0, np.zeros((1, 1), np.float32))
+    with pytest.raises(IndexError):
+        model.load_matrix("q_proj", 1, np.zeros((48, 24), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"kv_heads": 0}, "multiple of key heads"),
+        ({"kv_heads": 4}, "multiple of key heads"),
+        ({"threads": 0}, "at least one thread"),
+        ({"head_dim": 10}, "rotary tables"),
+    ],
+)
+def test_an_impossible_model_is_refused(shape: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(RUNGS[-1], **shape)
