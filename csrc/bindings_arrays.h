@@ -1,5 +1,5 @@
 // What crosses from Python: array types, and what is checked before native code sees a pointer.
-// bindings.cpp includes this after the library that it calls py.
+// bindings.cpp includes this after pybind11, as py.
 #pragma once
 #include <algorithm>
 #include <string>

@@ -1,5 +1,5 @@
 // Python's view of single operations (cpu/ops.h): what tests and benchmarks call. bindings.cpp
-// includes this after the library that it calls py.
+// includes this after pybind11, as py.
 #pragma once
 #include <optional>
 #include <utility>

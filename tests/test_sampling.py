@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -179,7 +180,7 @@ def test_eos_ends_without_a_reason_and_a_stop_token_with_its_id() -> None:
     one = sample(SamplingParams(stop_token_ids=[7], include_stop_str_in_output=True), [5])
     feed(one, [2, 7, 3])
     assert one.output().text == words[2] + words[7]
-    one = sample(SamplingParams(ignore_eos=True, max_tokens=3), [5], eos=frozenset())
+    one = sample(SamplingParams(ignore_eos=True, max_tokens=3), [5])
     feed(one, [2, 1, 3])
     assert (one.output().finish_reason, one.output().token_ids) == ("length", [2, 1, 3])
 
@@ -207,6 +208,18 @@ def test_before_min_tokens_nothing_ends_it() -> None:
     assert one.finish_reason is None, "a stop string of the first min_tokens tokens is text"
     feed(one, [2])
     assert (one.stop_reason, len(one.token_ids)) == ("c", 4)
+
+
+def test_the_text_ends_with_what_the_detokenizer_held_back() -> None:
+    def stream() -> Any:
+        return SimpleNamespace(push=lambda token: "ab", finish=lambda: "?")
+
+    tokenizer: Any = SimpleNamespace(stream=stream)
+    one = sample(SamplingParams(max_tokens=2), [5], tokenizer=tokenizer)
+    assert feed(one, [7, 7]) == ["ab", "ab?"]
+    one = sample(SamplingParams(stop="b?"), [5], tokenizer=tokenizer)
+    assert feed(one, [7, 1]) == ["a", ""]
+    assert one.stop_reason == "b?"
 
 
 def test_an_aborted_sample_keeps_the_text_that_was_held_back() -> None:

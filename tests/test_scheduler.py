@@ -1,12 +1,9 @@
-"""Continuous batching on the watchful fake: no schedule changes an answer, nothing is left behind.
+"""Continuous batching on the watchful fake: no schedule changes an answer.
 
-Every answer is compared with what one text gives alone, computed here without cache or batch.
+Every answer is compared with what one text gives alone, computed without cache or batch.
 """
 
 from __future__ import annotations
-
-from collections import Counter
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,114 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes import (
-    BAD_IN_HEAD,
-    BAD_IN_LAYER,
     VOCAB,
-    FakeBackend,
     FakeTokenizer,
     hidden_of,
     logits_of,
 )
-from tests.test_sampling import cut
+from tests.schedules import Bench, alone, completions, generation, greedy, sampled, told
 from urial_engine.backends.base import HeadScores
-from urial_engine.errors import CapacityError, NumericsError
 from urial_engine.kernels import rank
-from urial_engine.kernels import sample as sampler
-from urial_engine.kv_cache import KVCache
-from urial_engine.outputs import CompletionOutput
 from urial_engine.sampling import SamplingParams
-from urial_engine.scheduler import Scheduler
-from urial_engine.scheduler_requests import Generation, Request, Scored
-from urial_engine.scheduler_samples import Sample
-
-EOS = frozenset({1})
-TOKENIZER: Any = FakeTokenizer()
-
-
-class Bench:
-    """A scheduler on a fake backend, and requests for it."""
-
-    def __init__(self, *, blocks: int = 64, max_batch: int = 8, chunk: int = 16) -> None:
-        self.backend = FakeBackend()
-        self.backend.allocate(blocks)
-        self.cache = KVCache(self.backend, blocks)
-        self.scheduler = Scheduler(
-            self.backend, self.cache, TOKENIZER, max_batch=max_batch, chunk=chunk
-        )
-
-    def run(self, *requests: Request) -> None:
-        for request in requests:
-            self.scheduler.submit(request)
-        for _ in range(3000):
-            if all(request.finished for request in requests):
-                break
-            self.scheduler.step()
-        assert all(request.finished for request in requests), "it stands still"
-        assert self.cache.available == self.cache.blocks, "blocks are still held or promised"
-
-
-def generation(
-    ids: list[int], params: SamplingParams, *, seed: int = 0, prefix: int = 0, label: str = "it"
-) -> Generation:
-    max_tokens = params.max_tokens or 0
-    samples = [
-        Sample(
-            index,
-            params,
-            prompt=ids,
-            prefix=prefix,
-            seed=seed,
-            max_tokens=max_tokens,
-            eos=frozenset() if params.ignore_eos else EOS,
-            tokenizer=TOKENIZER,
-        )
-        for index in range(params.n)
-    ]
-    return Generation(label, ids, samples, max_tokens=max_tokens, prefix=prefix)
-
-
-def completions(request: Generation) -> list[CompletionOutput]:
-    assert request.error is None
-    return [sample.output() for sample in request.samples]
-
-
-def alone(ids: list[int], p: SamplingParams, *, seed: int = 0, index: int = 0) -> tuple[Any, ...]:
-    """(text, token ids, finish reason, stop reason) by the definitions, nothing shared."""
-    output: list[int] = []
-    ends = {*([] if p.ignore_eos else EOS), *p.stop_token_ids}
-    while True:
-        seen = set(output) | (set(ids) if p.repetition_penalty_scope == "all" else set())
-        counts = Counter(output)
-        token = sampler.reference(
-            logits_of(hidden_of(ids + output)),
-            sampler.uniform(seed, index, len(ids) + len(output)),
-            temperature=p.temperature,
-            top_k=p.top_k,
-            top_p=p.top_p,
-            min_p=p.min_p,
-            repetition_penalty=p.repetition_penalty,
-            presence_penalty=p.presence_penalty,
-            frequency_penalty=p.frequency_penalty,
-            penalty_ids=sorted(seen),
-            penalty_repeats=[1] * len(seen),
-            penalty_counts=[counts[t] for t in sorted(seen)],
-            banned_ids=sorted(ends) if len(output) < p.min_tokens else [],
-        )
-        output.append(token)
-        words = ["" if t in ends else FakeTokenizer.words[t] for t in output]
-        free = "".join(words[: p.min_tokens])  # no stop string is looked for in it
-        text, stop = cut("".join(words[p.min_tokens :]), p.stop_strings, False)
-        if stop is not None:
-            return free + text, output, "stop", stop
-        if token in ends:
-            return free + text, output, "stop", None if token in EOS and not p.ignore_eos else token
-        if len(output) == p.max_tokens:
-            return free + text, output, "length", None
-
-
-def told(output: CompletionOutput) -> tuple[Any, ...]:
-    return output.text, output.token_ids, output.finish_reason, output.stop_reason
-
+from urial_engine.scheduler_requests import Request, Scored
 
 PROMPTS = st.lists(st.integers(2, 4), min_size=1, max_size=20)  # few tokens: much is shared
 PARAMS = st.builds(
@@ -192,14 +91,6 @@ def test_scores_and_hidden_states_come_from_the_rows_that_were_asked_for(
             assert np.array_equal(getattr(scores, name), expected), name
 
 
-def greedy(tokens: int = 6, **fields: Any) -> SamplingParams:
-    return SamplingParams(max_tokens=tokens, ignore_eos=True, **fields)
-
-
-def sampled(tokens: int = 6, **fields: Any) -> SamplingParams:
-    return greedy(tokens, temperature=1.0, **fields)
-
-
 def test_samples_share_their_prompt_and_it_is_read_once() -> None:
     bench = Bench(chunk=100)
     request = generation([2] * 17, sampled(4, n=5))
@@ -251,13 +142,27 @@ def test_decoding_goes_on_while_a_long_prompt_is_read() -> None:
     assert told(completions(long)[0]) == alone([3] * 30, long.params)
 
 
-def test_a_request_that_can_never_run_is_refused_with_the_numbers() -> None:
-    bench = Bench(blocks=5)
-    with pytest.raises(CapacityError, match=r"prompts\[3\]: 10 prompt tokens and room for 11 more"):
-        bench.scheduler.submit(generation([2] * 10, greedy(12), label="prompts[3]"))
-    with pytest.raises(CapacityError, match="need 6 cache blocks of 4 tokens, and at most 5 of"):
-        bench.scheduler.submit(generation([2] * 10, greedy(12)))
-    bench.run(generation([2] * 10, greedy(11)))
+def test_no_step_reads_more_of_prompts_than_a_chunk() -> None:
+    bench = Bench(chunk=4)
+    work = [generation([t] * 9, greedy(1)) for t in (2, 3, 4)]
+    bench.run(*work)
+    assert bench.backend.reads == [4, 4, 4, 4, 4, 4, 3]
+
+
+def test_a_finished_sample_makes_room_for_the_next_request() -> None:
+    bench = Bench(max_batch=2, chunk=100)
+    params = sampled(9, n=2, stop_token_ids=range(2, 8))
+
+    def apart(seed: int) -> bool:
+        """Whether the samples of this seed end at different times."""
+        first, second = (len(alone([2], params, seed=seed, index=i)[1]) for i in range(2))
+        return abs(first - second) > 2
+
+    several = generation([2], params, seed=next(filter(apart, range(100))))
+    bench.run(several, other := generation([3], greedy(4)))
+    assert other.started is not None
+    assert several.ended is not None
+    assert other.submitted + other.started < several.submitted + several.ended
 
 
 def test_a_full_cache_makes_requests_wait_for_their_turn() -> None:
@@ -266,71 +171,6 @@ def test_a_full_cache_makes_requests_wait_for_their_turn() -> None:
     bench.run(*work)
     for request in work:
         assert told(completions(request)[0]) == alone(request.ids, request.params)
-
-
-@pytest.mark.parametrize("chunk", [1, 4, 100])
-def test_a_bad_value_in_a_layer_ends_its_own_request_only(chunk: int) -> None:
-    bench = Bench(chunk=chunk)
-    bad_ids = [2, 3, 2, 3, 2, BAD_IN_LAYER, 3]
-    work = [
-        generation([2, 3, 2, 3, 2, 4], greedy()),
-        generation(bad_ids, greedy(), label="prompts[1]"),
-        generation([2, 3, 2, 3, 2, 5], sampled(n=2)),
-    ]
-    bench.run(*work)
-    error = work[1].error
-    assert isinstance(error, NumericsError)
-    assert (error.layer, error.row) == (0, 5)
-    assert str(error).startswith("prompts[1]: layer 0 gives a value that is not finite at position")
-    for request in (work[0], work[2]):
-        for index, output in enumerate(completions(request)):
-            assert told(output) == alone(request.ids, request.params, index=index)
-    again = generation([2, 3, 2, 3, 2, 2, 2, 2], greedy())
-    bench.run(again)
-    assert told(completions(again)[0]) == alone(again.ids, again.params)
-
-
-@pytest.mark.parametrize("chunk", [1, 4, 100])
-def test_a_bad_value_in_the_head_ends_its_own_request_only(chunk: int) -> None:
-    bench = Bench(chunk=chunk)
-    ids = [2, 3, BAD_IN_HEAD, 3, 2]
-    work: list[Request] = [
-        Request("a", [2, 3, 4, 3, 2], 1, scored=Scored([4, 3, 2, 9], 1)),
-        Request("b", ids, 1, scored=Scored([BAD_IN_HEAD, 3, 2, 9], 1)),
-        Request("c", ids, 3, scored=Scored([2, 9], 1)),
-        generation(ids[:3], greedy(), label="d"),
-        generation(ids, greedy(), label="e"),
-    ]
-    bench.run(*work)
-    found = {
-        r.label: (r.error.layer, r.error.row) for r in work if isinstance(r.error, NumericsError)
-    }
-    assert found == {"b": (None, 2), "d": (None, 2)}
-    for request in (work[0], work[2]):
-        assert request.scored is not None
-        assert len(request.scored.joined().rank) == len(request.scored.targets)
-    assert isinstance(work[4], Generation)
-    assert told(completions(work[4])[0]) == alone(ids, work[4].params)
-
-
-def test_a_cancelled_request_ends_where_it_is_and_gives_everything_back() -> None:
-    bench = Bench(max_batch=3, chunk=100)
-    work = [generation([t] * 6, sampled(9, n=n)) for t, n in ((2, 1), (3, 2), (4, 1))]
-    for request in work:
-        bench.scheduler.submit(request)
-    for _ in range(3):
-        bench.scheduler.step()
-    for request in work:
-        bench.scheduler.cancel(request)
-    bench.scheduler.drop_cancelled()
-    assert bench.cache.available == bench.cache.blocks
-    lengths = [[len(output.token_ids) for output in completions(request)] for request in work]
-    assert lengths == [[3], [3, 3], [0]], "the last one never left the queue"
-    for request in work[:2]:
-        for index, output in enumerate(completions(request)):
-            assert output.finish_reason == "abort"
-            assert output.token_ids == alone(request.ids, request.params, index=index)[1][:3]
-    bench.run(generation([2] * 6, greedy()))
 
 
 def test_logprobs_are_the_models_own_with_the_chosen_token_first() -> None:

@@ -31,7 +31,6 @@ from .prompt import UrialPrompt
 from .sampling import SEEDS, SamplingParams
 from .scheduler import Scheduler
 from .scheduler_requests import Generation, Request, Scored
-from .scheduler_samples import Sample
 from .tokenizer import Tokenizer
 from .weights import Weights
 
@@ -270,23 +269,18 @@ class Engine:
             raise ParameterError(
                 f"stop_token_ids={outside}: the vocabulary has {self.config.vocab_size} tokens"
             )
-        room, prefix = self.context - len(ids), common_run(self.prefix_ids, ids)
-        max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
-        seed = secrets.randbelow(SEEDS) if params.seed is None else params.seed
-        samples = [
-            Sample(
-                index,
-                params,
-                prompt=ids,
-                prefix=prefix,
-                seed=seed,
-                max_tokens=max_tokens,
-                eos=frozenset() if params.ignore_eos else self._eos,
-                tokenizer=self.tokenizer,
-            )
-            for index in range(params.n)
-        ]
-        return Generation(label, ids, samples, max_tokens=max_tokens, prefix=prefix, stream=stream)
+        room = self.context - len(ids)
+        return Generation(
+            label,
+            ids,
+            params,
+            seed=secrets.randbelow(SEEDS) if params.seed is None else params.seed,
+            max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
+            prefix=common_run(self.prefix_ids, ids),
+            eos=self._eos,
+            tokenizer=self.tokenizer,
+            stream=stream,
+        )
 
     def _check_top(self, name: str, count: int) -> None:
         if not 0 <= count <= self.config.vocab_size:

@@ -162,7 +162,7 @@ class Scheduler:
             first = max(request.rows_from, start)
             wanted = rows[first - start :]
             if request.kept is not None:
-                request.kept.append(wanted.copy())
+                request.kept.append(wanted.copy())  # a view would keep all rows of the step
             if request.scored is not None:
                 targets = request.scored.targets[first - request.rows_from :][: len(wanted)]
                 wanted = wanted[: len(targets)]
@@ -193,7 +193,7 @@ class Scheduler:
         request = sequence.request
         if isinstance(request, Generation):
             self._running.remove(sequence)
-            request.trunk, request.prompt_row = sequence, row.copy()
+            request.trunk, request.prompt_row = sequence, row.copy()  # not all rows of the step
         else:
             self._end(request)
 

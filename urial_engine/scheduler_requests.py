@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from .kv_cache import Segment
 from .outputs import StreamEvent
 from .sampling import SamplingParams
 from .scheduler_samples import Sample
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
 
 
 @dataclass(eq=False, slots=True)
@@ -110,21 +114,35 @@ class Generation(Request):
         self,
         label: str,
         ids: list[int],
-        samples: list[Sample],
+        params: SamplingParams,
         *,
-        max_tokens: int,
+        seed: int,
+        max_tokens: int,  # that fit in the context
         prefix: int,  # how many of the ids are the engine's prefix
+        eos: frozenset[int],
+        tokenizer: Tokenizer,
         stream: bool = False,
     ) -> None:
-        params = samples[0].params
         first = max(prefix, 1)  # the first token that is judged, if any
         judged = params.prompt_logprobs is not None and first < len(ids)
         scored = Scored(ids[first:], params.prompt_logprobs or 0) if judged else None
         super().__init__(label, ids, first - 1 if judged else len(ids) - 1, scored=scored)
-        self.params: SamplingParams = params
-        self.samples = samples
+        self.params = params
         self.max_tokens = max_tokens
-        self.waiting = deque(samples)  # that have not begun
+        self.samples = [
+            Sample(
+                index,
+                params,
+                prompt=ids,
+                prefix=prefix,
+                seed=seed,
+                max_tokens=max_tokens,
+                eos=eos,
+                tokenizer=tokenizer,
+            )
+            for index in range(params.n)
+        ]
+        self.waiting = deque(self.samples)  # that have not begun
         self.prompt_row: F32 | None = None  # [C] hidden state that chooses every first token
         self.first_token: float | None = None
         self.events: deque[StreamEvent] | None = deque() if stream else None

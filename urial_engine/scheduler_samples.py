@@ -70,7 +70,7 @@ class Sample:
         self.penalties = _penalties(params, prompt, prefix)
         self._max_tokens = max_tokens
         self._prompt_tokens = len(prompt)
-        self._eos = eos
+        self._eos = frozenset() if params.ignore_eos else eos
         self._stops = frozenset(params.stop_token_ids)
         self._text: list[str] = []
         self._logprobs: list[Logprobs] = []

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include <cstddef>
+#include <cstdlib>
 #include <new>
 
 namespace urial::cpu {
@@ -13,11 +14,16 @@ class Memory {
   Memory() = default;
   explicit Memory(size_t bytes) : bytes_(bytes) {
     if (bytes == 0) return;
+#ifdef __SANITIZE_ADDRESS__
+    void* p = std::calloc(bytes, 1);  // whose ends it watches, as it does not those of pages
+    if (!p) throw std::bad_alloc();
+#else
     void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
     madvise(p, bytes, MADV_HUGEPAGE);
+#endif
 #endif
     data_ = static_cast<char*>(p);
   }
@@ -43,7 +49,11 @@ class Memory {
 
  private:
   void free() {
+#ifdef __SANITIZE_ADDRESS__
+    std::free(data_);
+#else
     if (data_) munmap(data_, bytes_);
+#endif
   }
   char* data_ = nullptr;
   size_t bytes_ = 0;

@@ -12,7 +12,7 @@ namespace {
 class Spin {
  public:
   void once() {
-    if (++count_ % 4096 == 0) {
+    if (++count_ % 128 == 0) {
       std::this_thread::yield();
     } else {
 #if defined(__x86_64__)

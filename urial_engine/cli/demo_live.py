@@ -134,7 +134,7 @@ class View:
 
     def _table(self) -> Table:
         """A line for each answer: how long it is, and its end."""
-        width = self._out.width - 10  # without the count and the gaps
+        width = max(self._out.width - 10, 20)  # without the count and the gaps
         asked = width * 2 // 5
         table = Table.grid(padding=(0, 2))
         table.add_column(width=asked, style="cyan", no_wrap=True)

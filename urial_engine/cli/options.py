@@ -7,9 +7,9 @@ import inspect
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -101,22 +101,29 @@ class SamplingOptions:
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command, in place of each parameter of the kinds above, the options of that kind."""
     own = inspect.signature(command, eval_str=True).parameters
-    kinds = {n: p.annotation for n, p in own.items() if is_dataclass(p.annotation)}
-    groups = {n: inspect.signature(k, eval_str=True).parameters for n, k in kinds.items()}
-    options = [p for name, p in own.items() if name not in kinds]
-    options += [option for group in groups.values() for option in group.values()]
+    kinds: dict[str, Any] = {n: p.annotation for n, p in own.items() if is_dataclass(p.annotation)}
+    groups = {name: _options_of(kind) for name, kind in kinds.items()}
+    options = [p.replace(kind=p.KEYWORD_ONLY) for name, p in own.items() if name not in kinds]
+    options += [option for group in groups.values() for option in group]
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
         for name, group in groups.items():
-            values[name] = kinds[name](**{option: values.pop(option) for option in group})
+            values[name] = kinds[name](**{option.name: values.pop(option.name) for option in group})
         command(**values)
 
     del run.__wrapped__  # the signature is what follows, not that
-    shown = [option.replace(kind=option.KEYWORD_ONLY) for option in options]
-    run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     run.__annotations__ = {option.name: option.annotation for option in options}
     return run
+
+
+def _options_of(kind: Any) -> list[inspect.Parameter]:
+    hints, only = get_type_hints(kind, include_extras=True), inspect.Parameter.KEYWORD_ONLY
+    return [
+        inspect.Parameter(field.name, only, default=field.default, annotation=hints[field.name])
+        for field in fields(kind)
+    ]
 
 
 def urial_prompt(spec: str) -> UrialPrompt:

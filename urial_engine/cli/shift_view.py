@@ -83,5 +83,9 @@ def ratios(shift: TokenShift, *, window: int = 32, most: int = 4) -> Table:
 def most_shifted(shift: TokenShift) -> Text:
     """The tokens that are shifted most often."""
     found = shift.summary(most=12)["most_shifted"]
-    each = (f"{entry['token']!r} × {entry['count']}" for entry in found)
+    each = (f"{_name(entry['token'])} × {entry['count']}" for entry in found)
     return Text("Shifted most often: " + (", ".join(each) or "none"))
+
+
+def _name(token: str) -> str:
+    return token.strip(" ").replace("\n", "↵") or "␣"
