@@ -20,7 +20,7 @@ BENCHMARKS := $(basename $(notdir $(wildcard benchmarks/bench_*.py)))
 TYPES := build/types
 INSTALL_LOG := build/install.log
 
-.PHONY: help venv build demo test lint format size bench clean
+.PHONY: help venv build demo test lint format size bench sanitize clean
 help:
 	@echo 'make demo    answer eight questions with a real model, and show their token shift'
 	@echo 'make test    lint, line budgets and all tests'
@@ -29,6 +29,7 @@ help:
 	@echo 'make format  ruff and clang-format, changing the files'
 	@echo 'make size    lines of code against their budgets'
 	@echo 'make bench   every benchmark at full size'
+	@echo 'make sanitize native tests with the address and undefined-behaviour sanitizers'
 	@echo 'make clean   remove everything that make has made'
 	@echo 'PYTHON=...   the interpreter that the first run makes $(VENV) with (now: $(PYTHON))'
 
@@ -95,6 +96,9 @@ size: | $(VENV)/.venv
 bench: $(VENV)/.build $(VENV)/.test
 	@for name in $(filter-out bench_generate,$(BENCHMARKS)) compare; do \
 	  $(BIN)/python -m benchmarks.$$name; done
+
+sanitize: $(VENV)/.test
+	$(BIN)/python tools/sanitize.py
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -242,7 +242,6 @@ struct Bindings {
   static void copy_block(Model& m, size_t from, size_t to) {
     std::memcpy(block(m, to), block(m, from), m.block_bytes());
   }
-  static void zero_block(Model& m, size_t i) { std::memset(block(m, i), 0, m.block_bytes()); }
   static Array<uint8_t> read_block(const Model& m, size_t i) {
     return Array<uint8_t>(py::ssize_t(m.block_bytes()),
                           reinterpret_cast<const uint8_t*>(block(m, i)));
@@ -281,7 +280,6 @@ PYBIND11_MODULE(_native, m) {
       .def("compare", &Bindings::compare)
       .def("next_tokens", &Bindings::next_tokens)
       .def("copy_block", &Bindings::copy_block)
-      .def("zero_block", &Bindings::zero_block)
       .def("read_block", &Bindings::read_block)
       .def("write_block", &Bindings::write_block)
       .def_property_readonly("block_bytes", &Model::block_bytes)

@@ -128,9 +128,6 @@ class FakeBackend:
         assert source != target
         self.pool[target] = self.pool[source]
 
-    def zero_block(self, block: int) -> None:
-        self.pool[block] = 0
-
     def read_block(self, block: int) -> NDArray[np.uint8]:
         return self.pool[block].view(np.uint8).copy()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -27,9 +27,6 @@ class Pool:
 
     def copy_block(self, source: int, target: int) -> None:
         self.held[target] = list(self.held[source])
-
-    def zero_block(self, block: int) -> None:
-        self.held[block] = [0] * SIZE
 
 
 class Tree(KVCache):
@@ -170,7 +167,12 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestMachine.settings = settings(
+    max_examples=150,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 
 
 def test_whole_blocks_are_shared_and_the_partial_one_is_copied() -> None:
@@ -222,15 +224,6 @@ def test_equal_texts_are_kept_once() -> None:
         assert leaf is not None
         tree.release(leaf)
     assert sum(len(segment.blocks) for segment in tree.segments()) == 2
-
-
-def test_new_blocks_are_cleared() -> None:
-    tree = Tree(2)
-    tree.keep([9] * 8)
-    leaf = tree.attach([1], 1, 2)
-    assert leaf is not None
-    tree.write(leaf, [1])
-    assert tree.pool.held[tree.table(leaf)[0]] == [1, 0, 0, 0]
 
 
 def test_a_copy_never_evicts_its_own_source() -> None:

@@ -77,12 +77,9 @@ def test_blocks_travel_as_bytes() -> None:
     assert backend.read_block(0).any()
 
 
-def test_blocks_start_zeroed_and_can_be_zeroed() -> None:
+def test_blocks_start_zeroed() -> None:
     backend = open_tiny()
     whole(backend)
-    assert backend.read_block(1).any()
-    backend.zero_block(1)
-    assert not backend.read_block(1).any()
     assert backend.read_block(2).any()
     backend.allocate(3)
     assert not backend.read_block(2).any()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes import FakeTokenizer
@@ -112,6 +112,7 @@ def texts_in_pieces(draw: st.DrawFn) -> tuple[list[str], tuple[str, ...]]:
     return draw(st.lists(letters, max_size=8)), tuple(stops)
 
 
+@settings(deadline=None)
 @given(texts_in_pieces(), st.booleans())
 def test_stop_strings_do_not_depend_on_the_cuts(
     case: tuple[list[str], tuple[str, ...]], include: bool
@@ -232,6 +233,7 @@ def test_an_aborted_sample_keeps_the_text_that_was_held_back() -> None:
 # What the head is told
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 20)),
     st.lists(st.integers(0, 200), max_size=150),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fakes import (
@@ -44,7 +44,7 @@ PARAMS = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     work=st.lists(st.tuples(PROMPTS, PARAMS), min_size=1, max_size=8),
     blocks=st.integers(12, 40),
@@ -62,7 +62,7 @@ def test_no_schedule_changes_an_answer(
             assert told(output) == alone(ids, params, seed=seed, index=index)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     work=st.lists(st.tuples(PROMPTS, st.integers(0, 19), st.integers(0, 3)), max_size=6),
     chunk=st.sampled_from([1, 3, 7, 1 << 20]),

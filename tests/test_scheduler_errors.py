@@ -47,7 +47,7 @@ def test_a_bad_value_in_a_layer_ends_its_own_request_only(chunk: int) -> None:
 
 
 def test_what_a_bad_request_leaves_is_not_kept() -> None:
-    """Its last block may hold NaN where no token counts, which a copy of the block would spread."""
+    """A call that failed may have written to its blocks, so none of them serves another."""
     bench = Bench(chunk=2)
     bench.run(Request("it", [2, 3, 2, BAD_IN_LAYER], 0, keep=True))
     assert not list(bench.cache.segments())

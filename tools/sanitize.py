@@ -32,7 +32,14 @@ sys.exit(pytest.main(sys.argv[1:]))
 
 def build() -> None:
     pybind11 = subprocess.check_output([sys.executable, "-m", "pybind11", "--cmakedir"], text=True)
-    configure = ["cmake", "-S", str(ROOT), "-B", str(BUILD), f"-DPython_EXECUTABLE={sys.executable}"]
+    configure = [
+        "cmake",
+        "-S",
+        str(ROOT),
+        "-B",
+        str(BUILD),
+        f"-DPython_EXECUTABLE={sys.executable}",
+    ]
     configure += [f"-Dpybind11_DIR={pybind11.strip()}", f"-DCMAKE_CXX_FLAGS={SANITIZE}"]
     subprocess.run(configure, check=True)
     subprocess.run(["cmake", "--build", str(BUILD), "--parallel"], check=True)

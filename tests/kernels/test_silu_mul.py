@@ -12,8 +12,8 @@ from urial_engine.kernels.silu_mul.native import gated
 
 from .rungs import F32, SMALLEST, Rung, assert_no_worse, every_isa, every_rung
 
-# Of an element: the exponential's 2 units of 2^-24, a sum, a division, a product.
-EPSILON = 5 * 2.0**-24
+# Of an element: the exponential's 2.5 units of 2^-24, a sum, a division, a product.
+EPSILON = 5.5 * 2.0**-24
 ROUNDED = 2.0**-8 + EPSILON  # where the next layer reads bf16
 # e^-gate stops at e^88: below, a gate leaves gate * e^-88 of what it gates, in place of still less.
 LEAST = SMALLEST
@@ -67,14 +67,14 @@ def test_hard_numbers(rung: Rung) -> None:
 
 @every_isa
 def test_exponential_of_positive_numbers(isa: str) -> None:
-    """silu(-x) = -x / (1 + e^x): above x = 20 the one is lost and e^x stands alone, to 2 units in
-    the last place, under a sum, a division and a product by 1 that may round half a unit each."""
+    """silu(-x) = -x / (1 + e^x): above x = 20 the one is lost and e^x stands alone, to 1.25
+    units in the last place, under a sum, a division and a product that round half a unit each."""
     rung = Rung(isa, "float32")
     x = np.random.default_rng(0).uniform(20, 86, size=(2000, 64)).astype(np.float32)
     wide = x.astype(np.float64)
     truth = -wide / (1 + np.exp(wide))
     out = elementwise(rung, -x, np.ones_like(x))
-    assert np.abs(out / truth - 1).max() <= (2 * 2 + 1 + 1) * 2.0**-24
+    assert np.abs(out / truth - 1).max() <= (2 * 1.25 + 1 + 1) * 2.0**-24
 
 
 @every_rung

@@ -126,7 +126,8 @@ class Backend(Protocol):
 
     def allocate(self, blocks: int) -> None:
         """Reserve the pool of KV-cache blocks; replaces an earlier pool. Blocks start out
-        zeroed."""
+        zeroed, and what is not finite is never written to one: so what an earlier user left in a
+        block counts for nothing where a later one is masked (0 * stale = 0)."""
 
     def forward(self, batch: Batch) -> F32:
         """All layers and the final norm -> hidden states [T, C]. Writes the T tokens' keys and
@@ -150,9 +151,6 @@ class Backend(Protocol):
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy a whole block within the pool."""
-
-    def zero_block(self, block: int) -> None:
-        """Clear a block before it is reused: what a masked key multiplies must be finite."""
 
     def read_block(self, block: int) -> NDArray[np.uint8]:
         """[block_bytes] copy of a block, for the prefix file."""

@@ -128,10 +128,6 @@ class CpuBackend:
         """See `Backend`."""
         self._model.copy_block(source, target)
 
-    def zero_block(self, block: int) -> None:
-        """See `Backend`."""
-        self._model.zero_block(block)
-
     def read_block(self, block: int) -> NDArray[np.uint8]:
         """See `Backend`."""
         return self._model.read_block(block)  # type: ignore[no-any-return]

@@ -128,9 +128,6 @@ class ReferenceBackend:
     def copy_block(self, source: int, target: int) -> None:
         self._pool[target] = self._pool[source]
 
-    def zero_block(self, block: int) -> None:
-        self._pool[block] = 0
-
     def read_block(self, block: int) -> NDArray[np.uint8]:
         return np.array(self._pool[block].reshape(-1).view(np.uint8))
 

@@ -25,7 +25,6 @@ R = TypeVar("R", bound="Request")
 
 
 def run_rows(
-    model: str,
     engine: Engine,
     rows: Sequence[Row],
     out: Path,
@@ -42,7 +41,7 @@ def run_rows(
     `parameters`: all that the results depend on besides the rows and the engine.
     """
     begun: dict[Id, Fields] = {row.id: begin(row) for row in rows}
-    with Results(out, {**parameters, **_depends_on(model, engine)}, begun) as results:
+    with Results(out, {**parameters, **_depends_on(engine)}, begun) as results:
         if results.note:
             note(results.note)
         pending = {row.id: request(row) for row in rows if row.id not in results.finished}
@@ -66,21 +65,13 @@ def run_rows(
     note(f"{out} has all {len(rows)} rows, {new} of them new", title="done:", style="bold green")
 
 
-def _depends_on(model: str, engine: Engine) -> Fields:
+def _depends_on(engine: Engine) -> Fields:
     """All of an engine that changes the bits of a result."""
-    from ..checkpoint import Checkpoint
-    from ..weights import Weights
-
-    with Checkpoint.open(model) as checkpoint:
-        weights = Weights.open(checkpoint)
-        for name in weights.shapes:
-            weights.read(name)
     return {
-        "weights": weights.fingerprint,
         "config": asdict(engine.config),
         "tokenizer": engine.tokenizer.fingerprint,
         "prefix": engine.prefix,
-        **{name: engine.info[name] for name in ("device", "isa", "dtype", "context")},
+        **{name: engine.info[name] for name in ("weights", "device", "isa", "dtype", "context")},
     }
 
 

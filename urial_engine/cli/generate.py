@@ -83,7 +83,6 @@ def generate(
             return {"outputs": shown, "seed": output.seed} if output.finished else None
 
         run_rows(
-            model,
             opened,
             rows,
             out,

@@ -54,7 +54,6 @@ def score(
             return {f.name: getattr(scores, f.name).tolist() for f in fields(scores)}
 
         run_rows(
-            model,
             opened,
             rows,
             out,
