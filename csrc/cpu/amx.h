@@ -12,6 +12,7 @@ namespace urial::cpu::URIAL_RUNG {
 template <>
 struct Inner<Bf16> {
   static constexpr int kRows = 32, kTileRows = 16;
+  bool streaming = true;  // w comes from memory, not from a cache
 
   ~Inner() {
     if (configured_) _tile_release();
@@ -34,7 +35,7 @@ struct Inner<Bf16> {
       _tile_zero(2);
       _tile_zero(3);
       for (int s = 0; s < steps; s += kTileRows, x += kPanel, lower += kPanel, w += kGroup) {
-        prefetch_group(w + 2 * kGroup);
+        if (streaming) prefetch_group(w + 2 * kGroup);
         _tile_loadd(4, x, x_bytes);
         _tile_loadd(6, w, kW);
         _tile_loadd(7, w + kPanel, kW);
@@ -48,7 +49,7 @@ struct Inner<Bf16> {
       _tile_stored(3, lower_out + kTileRows, out_bytes);
     } else {
       for (int s = 0; s < steps; s += kTileRows, x += kPanel, w += kGroup) {
-        prefetch_group(w + 4 * kGroup);
+        if (streaming) prefetch_group(w + 4 * kGroup);
         _tile_loadd(4, x, x_bytes);
         _tile_loadd(6, w, kW);
         _tile_loadd(7, w + kPanel, kW);

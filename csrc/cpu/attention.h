@@ -9,6 +9,9 @@
 
 namespace urial::cpu::URIAL_RUNG {
 
+// The maximum of no keys: finite, so that two of them may be subtracted.
+constexpr float kNothing = -3.40282347e38f;
+
 // Running softmax of one tile's queries.
 struct Running {
   float max[kMaxQueries], sum[kMaxQueries];
@@ -35,7 +38,7 @@ inline void block_softmax(float* scores, Span seen, float scale, typename P::X* 
   for (int j = seen.end; j < kBlock; ++j) scores[j] = -INFINITY;
   F top = P::load(scores);
   for (int j = P::W; j < kBlock; j += P::W) top = P::max(top, P::load(scores + j));
-  const float raw = largest(top);
+  const float raw = P::largest(top);
   const F shift = P::set1(raw), factor = P::set1(scale);
   for (int j = 0; j < kBlock; j += P::W)
     P::store(scores + j, exp(P::mul(P::sub(P::load(scores + j), shift), factor)));
@@ -46,22 +49,33 @@ inline void block_softmax(float* scores, Span seen, float scale, typename P::X* 
     total = P::add(total, P::load(scores + j));
     P::store_x(p + j, P::load(scores + j));
   }
-  max = raw * scale, sum_out = sum(total);
+  max = raw * scale, sum_out = P::sum(total);
 }
 
-// running = merge(running, the block's own (max, sum, out)).
+// running = merge(running, the block's own max, sum and out [rows][width]) for queries first and on.
+// Where the block has nothing for a query (its max is kNothing), the query's state keeps its bits.
 template <class P>
-inline void merge(Running& run, int query, float max, float sum, const float* out, int width) {
+inline void merge(Running& run, int first, int rows, const float* max, const float* sum,
+                  const float* out, int width) {
   using F = typename P::F;
-  const float top = max > run.max[query] ? max : run.max[query];
-  const float old_scale = run.sum[query] == 0.f ? 0.f : exp(run.max[query] - top),
-              new_scale = exp(max - top);
-  run.max[query] = top;
-  run.sum[query] = run.sum[query] * old_scale + sum * new_scale;
-  const F a = P::set1(old_scale), b = P::set1(new_scale);
-  float* to = run.out + query * width;
-  for (int d = 0; d < width; d += P::W)
-    P::store(to + d, P::fma(P::load(out + d), b, P::mul(P::load(to + d), a)));
+  constexpr int kPadded = (Inner<P>::kRows + P::W - 1) / P::W * P::W;
+  float old_scale[kPadded] = {}, new_scale[kPadded] = {};
+  for (int m = 0; m < rows; ++m) {
+    const float before = run.max[first + m], top = max[m] > before ? max[m] : before;
+    old_scale[m] = before - top, new_scale[m] = max[m] - top;
+    run.max[first + m] = top;
+  }
+  for (int m = 0; m < rows; m += P::W) {
+    P::store(old_scale + m, exp(P::load(old_scale + m)));
+    P::store(new_scale + m, exp(P::load(new_scale + m)));
+  }
+  for (int m = 0; m < rows; ++m, out += width) {
+    run.sum[first + m] = run.sum[first + m] * old_scale[m] + sum[m] * new_scale[m];
+    const F a = P::set1(old_scale[m]), b = P::set1(new_scale[m]);
+    float* to = run.out + (first + m) * width;
+    for (int d = 0; d < width; d += P::W)
+      P::store(to + d, P::fma(P::load(out + d), b, P::mul(P::load(to + d), a)));
+  }
 }
 
 // One block against the queries [first, first + count) of the tile; seen[i] is the span of query i.
@@ -87,16 +101,13 @@ inline void visit(Inner<P>& inner, const AttentionArgs& a, const typename P::X* 
         block_softmax<P>(scores + m * kBlock, span, scale, p + m * kBlock, max[m], total[m]);
       } else {
         for (int j = 0; j < kBlock; ++j) p[m * kBlock + j] = 0;
+        max[m] = kNothing, total[m] = 0;
       }
     }
     for (int panel = 0; panel < width / kPanel; ++panel)
       inner(rows, p, kBlock, values + size_t(panel) * kBlock * kPanel, value_steps,
             out + panel * kPanel, width);
-    for (int m = 0; m < rows; ++m) {
-      const Span span = seen[first + row + m];
-      if (span.begin < span.end)
-        merge<P>(run, first + row + m, max[m], total[m], out + m * width, width);
-    }
+    merge<P>(run, first + row, rows, max, total, out, width);
   });
 }
 
@@ -111,7 +122,7 @@ void attention(const AttentionArgs& a, int kv_head, int tile) {
   float out[kMaxQueries * kMaxHead];
   Running run;
   run.out = out;
-  for (int i = 0; i < rows * G; ++i) run.max[i] = -INFINITY, run.sum[i] = 0;
+  for (int i = 0; i < rows * G; ++i) run.max[i] = kNothing, run.sum[i] = 0;
   for (int i = 0; i < rows * G * width; ++i) out[i] = 0;
 
   int first = INT32_MAX, last = -1;  // blocks that some row of the tile sees

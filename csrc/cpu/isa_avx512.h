@@ -27,6 +27,9 @@ struct Isa {
     return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
   static F scale2(F a, F n) { return _mm512_scalef_ps(a, n); }  // a * 2^n, n an integer
+  // Over lanes, halves against halves.
+  static float sum(F a) { return _mm512_reduce_add_ps(a); }
+  static float largest(F a) { return _mm512_reduce_max_ps(a); }
   static int count_greater(F a, F b) {
     return _mm_popcnt_u32(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ));
   }

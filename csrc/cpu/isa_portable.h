@@ -38,6 +38,11 @@ struct Isa {
     std::memcpy(&scale, &bits, sizeof scale);
     return a * scale;
   }
+  static float sum(F a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+  static float largest(F a) {
+    const float even = a[0] > a[2] ? a[0] : a[2], odd = a[1] > a[3] ? a[1] : a[3];
+    return even > odd ? even : odd;
+  }
   static int count(I mask) { return -(mask[0] + mask[1] + mask[2] + mask[3]); }
   static int count_greater(F a, F b) { return count(a > b); }
   static int count_equal(F a, F b) { return count(a == b); }

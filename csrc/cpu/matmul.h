@@ -41,6 +41,7 @@ inline void micro_rows(int m, const typename P::X* x, ptrdiff_t x_stride, const 
 template <class P>
 struct Inner {
   static constexpr int kRows = P::MR;
+  bool streaming = true;  // w comes from memory, not from a cache
   void operator()(int m, const typename P::X* x, ptrdiff_t x_stride, const typename P::Wt* w,
                   int steps, float* out, ptrdiff_t out_stride) {
     micro_rows<P>(m, x, x_stride, w, steps, out, out_stride);
@@ -101,6 +102,7 @@ void matmul(const MatmulArgs& a, int panel_begin, int panel_end) {
   for (int p = panel_begin; p < panel_end; ++p) {
     const auto* w = static_cast<const typename P::Wt*>(a.w.panel(p));
     Inner<P>::tiles(a.m, [&](int row, int rows) {
+      inner.streaming = row == 0;  // the rows after the first find the panel in a cache
       inner(rows, x + row * a.x_stride, a.x_stride, w, a.w.steps(), tile, kPanel);
       finish<P>(a, p, row, rows, tile);
     });

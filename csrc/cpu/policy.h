@@ -77,23 +77,6 @@ struct Bf16 : Isa {
 };
 #endif
 
-// Sum and maximum over lanes, in a fixed order.
-inline float sum(Isa::F v) {
-  float lanes[Isa::W];
-  Isa::store(lanes, v);
-  for (int half = Isa::W / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
-}
-
-inline float largest(Isa::F v) {
-  float lanes[Isa::W];
-  Isa::store(lanes, v);
-  float m = lanes[0];
-  for (int i = 1; i < Isa::W; ++i) m = lanes[i] > m ? lanes[i] : m;
-  return m;
-}
-
 // e^x for x <= 88, to within 1.25 units in the last place; below -87 the result is about 1e-38,
 // never 0. The bounds stand first because max(a, b) and min(a, b) give b where one is NaN: a NaN
 // must come out as a NaN.
@@ -108,12 +91,6 @@ inline Isa::F exp(Isa::F x) {
   I::F p = I::set1(1.f / 5040);
   for (const float c : kTaylor) p = I::fma(p, r, I::set1(c));
   return I::scale2(p, n);
-}
-
-inline float exp(float x) {
-  float lanes[Isa::W];
-  Isa::store(lanes, exp(Isa::set1(x)));
-  return lanes[0];
 }
 
 }  // namespace urial::cpu::URIAL_RUNG

@@ -15,7 +15,7 @@ bool rmsnorm(const float* in, const float* weight, float eps, int n, void* x, fl
   F squares = P::zero();
   for (int i = 0; i < padded; i += P::W)
     squares = P::fma(P::load(in + i), P::load(in + i), squares);
-  const float mean = sum(squares) / float(n);
+  const float mean = P::sum(squares) / float(n);
   const F scale = P::set1(1.f / std::sqrt(mean + eps));
   for (int i = 0; i < padded; i += P::W) {
     const F y = P::mul(P::mul(P::load(in + i), scale), P::load(weight + i));
@@ -49,10 +49,13 @@ inline void rotate(const float* in, const float* cos, const float* sin, int half
 }
 
 // Finite, and small enough that neither turning a pair nor rounding it to bf16 leaves the range.
+// v is padded to whole panels with what is finite.
+template <class P>
 inline bool can_be_stored(const float* v, int n) {
-  float zero = 0;
-  for (int i = 0; i < n; ++i) zero += v[i] * 2.f * 0.f;  // NaN as soon as one doubled value is not
-  return zero == 0.f;
+  const typename P::F two = P::set1(2.f);
+  typename P::F acc = P::zero();  // NaN as soon as one doubled value is not finite
+  for (int i = 0; i < n; i += P::W) acc = P::fma(P::mul(P::load(v + i), two), P::zero(), acc);
+  return P::sum(acc) == 0.f;
 }
 
 // Rotates the queries and keys of row t; queries go to the query matrix, keys and values to their
@@ -64,19 +67,20 @@ bool rope(const RopeArgs& a, int t) {
   const int D = c.head_dim, half = D / 2, G = c.heads / c.kv_heads, position = c.positions[t];
   const float *cos = a.cos + size_t(position) * half, *sin = a.sin + size_t(position) * half;
   const float* in = a.qkv + t * a.stride;
-  float turned[kMaxHead];
+  const int width = round_up(D, kPanel);
+  float turned[kMaxHead] = {};
   for (int h = 0; h < c.heads; ++h) {
     rotate(in + h * D, cos, sin, half, turned);
     auto* q = static_cast<typename P::X*>(a.q) +
-              ((size_t(h / G) * c.rows + t) * G + h % G) * round_up(D, kPanel);
-    for (int d = 0; d < D; ++d) q[d] = P::to_x(turned[d]);
+              ((size_t(h / G) * c.rows + t) * G + h % G) * width;
+    for (int d = 0; d < width; d += P::W) P::store_x(q + d, P::load(turned + d));
   }
   const CacheLayout layout(D, P::kDtype);
   const int32_t block = c.tables[size_t(c.sequences[t]) * c.table_stride + position / kBlock];
   const int slot = position % kBlock, column = slot % kPanel;
-  const int steps = round_up(D, kPanel) / P::kStep;
+  const int steps = width / P::kStep;
   char* base = c.pool + size_t(block) * c.block_bytes + c.layer_offset;
-  const bool sound = can_be_stored(in, (c.heads + 2 * c.kv_heads) * D);
+  const bool sound = can_be_stored<P>(in, (c.heads + 2 * c.kv_heads) * D);
   for (int h = 0; h < c.kv_heads; ++h, base += layout.head_bytes()) {
     rotate(in + (c.heads + h) * D, cos, sin, half, turned);
     // Keys: a packed matrix with 64 columns (the keys) and k = D.
@@ -110,8 +114,8 @@ TileStats stats(const float* z, const float* other, int n, float z_y) {
     s.greater += P::count_greater(v, target);
     s.equal += P::count_equal(v, target);
   }
-  s.max = largest(top);
-  const float zero = sum(finite);
+  s.max = P::largest(top);
+  const float zero = P::sum(finite);
   s.finite = zero == zero;
   const F max = P::set1(s.max), floor = P::set1(-87.f);
   F total = P::zero(), dot = P::zero(), cross = P::zero();
@@ -121,7 +125,7 @@ TileStats stats(const float* z, const float* other, int n, float z_y) {
     dot = P::fma(e, d, dot);
     if (other) cross = P::fma(e, P::sub(v, P::load(other + i)), cross);
   }
-  s.sum = sum(total), s.dot = sum(dot), s.cross = sum(cross);
+  s.sum = P::sum(total), s.dot = P::sum(dot), s.cross = P::sum(cross);
   return s;
 }
 
