@@ -109,6 +109,7 @@ def test_kernels_are_leaves() -> None:
         for name in imports(path)
         if name.split(".")[0] not in allowed
         and not f"{name}.".startswith(".".join(dotted(path)[:3]) + ".")
+        and not (path.stem == "native" and name == "urial_engine._native")
     ]
     assert not broken
 
