@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .backends.base import HeadComparison
 from .errors import ParameterError, PromptError
@@ -158,7 +159,7 @@ def _assemble(
     def column(
         name: str, head: str = "", dtype: type = np.float32, width: int | None = None
     ) -> Any:
-        none = np.empty((0,) if width is None else (0, width), dtype)
+        none: NDArray[Any] = np.empty((0,) if width is None else (0, width), dtype)
         parts = [getattr(getattr(c, head) if head else c, name) for c in compared]
         return np.concatenate([none, *parts])
 
