@@ -52,8 +52,9 @@ inline void block_softmax(float* scores, Span seen, float scale, typename P::X* 
   max = raw * scale, sum_out = P::sum(total);
 }
 
-// running = merge(running, the block's own max, sum and out [rows][width]) for queries first and on.
-// Where the block has nothing for a query (its max is kNothing), the query's state keeps its bits.
+// running = merge(running, the block's own max, sum and out [rows][width]) for queries first and
+// on. Where the block has nothing for a query (its max is kNothing), the query's state keeps its
+// bits.
 template <class P>
 inline void merge(Running& run, int first, int rows, const float* max, const float* sum,
                   const float* out, int width) {

@@ -71,8 +71,7 @@ bool rope(const RopeArgs& a, int t) {
   float turned[kMaxHead] = {};
   for (int h = 0; h < c.heads; ++h) {
     rotate(in + h * D, cos, sin, half, turned);
-    auto* q = static_cast<typename P::X*>(a.q) +
-              ((size_t(h / G) * c.rows + t) * G + h % G) * width;
+    auto* q = static_cast<typename P::X*>(a.q) + ((size_t(h / G) * c.rows + t) * G + h % G) * width;
     for (int d = 0; d < width; d += P::W) P::store_x(q + d, P::load(turned + d));
   }
   const CacheLayout layout(D, P::kDtype);
