@@ -1,10 +1,5 @@
-// The only file that knows Python: checks shapes at the door, releases the GIL, turns a fault into
-// numbers the caller can name.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-namespace py = pybind11;
+// What Python sees of a model: checks shapes at the door, releases the GIL, turns a fault into
+// numbers the caller can name. Only bindings*.{h,cpp} know Python.
 #include "bindings_arrays.h"
 #include "bindings_ops.h"
 #include "cpu/head.h"
@@ -259,12 +254,15 @@ PYBIND11_MODULE(_native, m) {
       "Native CPU backend. Called through urial_engine.backends.cpu; shapes in the letters of "
       "docs/architecture.md.";
   m.attr("BLOCK_SIZE") = kBlock;
+  m.attr("MAX_HEAD_SIZE") = kMaxHead;
+  m.attr("MAX_GROUP") = kMaxQueries;
+  m.attr("BUILD") = URIAL_BUILD;  // of the sources and the compiler
   m.def("available_isas", isas,
         "Instruction sets of this build that this machine runs, best first.");
   m.def("philox", philox, py::arg("seed"), py::arg("position"), py::arg("sample"));
   const py::call_guard<py::gil_scoped_release> unlocked;
   m.def("read_bandwidth", bandwidth, py::arg("threads"), py::arg("seconds"),
-        py::arg("bytes") = size_t(1) << 30, unlocked);
+        py::arg("bytes"), unlocked);
   m.def("arithmetic_peak", peak, py::arg("isa"), py::arg("dtype"), py::arg("threads"),
         py::arg("seconds"), unlocked);
   py::class_<Model>(m, "Model")

@@ -1,12 +1,16 @@
 // What crosses from Python: array types, and what is checked before native code sees a pointer.
-// bindings.cpp includes this after pybind11, as py.
 #pragma once
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
 #include <algorithm>
 #include <string>
 
 #include "cpu/pack.h"
 #include "cpu/types.h"
 
+namespace py = pybind11;
 using namespace urial::cpu;
 
 template <class T>

@@ -1,5 +1,4 @@
-// Python's view of single operations (cpu/ops.h): what tests and benchmarks call. bindings.cpp
-// includes this after pybind11, as py.
+// Python's view of single operations (cpu/ops.h): what tests and benchmarks call.
 #pragma once
 #include <optional>
 #include <utility>

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.fixtures import TinyModel
-from urial_engine.engine import Engine, RequestOutput
+from urial_engine.engine import Engine
+from urial_engine.outputs import RequestOutput
 from urial_engine.sampling import SamplingParams
 
 PREFIX = "Be brief. " * 12  # more than one block of tokens

@@ -52,6 +52,7 @@ class FakeBackend:
     """Implements `Backend`. `reads` counts the tokens of each forward call."""
 
     name = "fake"
+    build = "1"
     variant = "exact"
     dtype = "float32"
     threads = 1

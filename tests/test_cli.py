@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from tests.command_line import cli, start, write_prefix, write_rows
+from tests.command_line import cli, rows_of, start, write_prefix, write_rows
 from tests.fixtures import TinyModel
 from urial_engine import Engine, SamplingParams, UrialPrompt
 from urial_engine.cli.app import app
+from urial_engine.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -62,6 +64,19 @@ def test_an_error_of_the_system_is_one_line_too(tiny_model: TinyModel, tmp_path:
     out = tmp_path / "no" / "out.jsonl"
     result = cli("generate", tiny_model(), "--in", rows, "--out", out, code=1)
     assert result.stderr == f"error: [Errno 2] No such file or directory: '{out}'\n"
+
+
+def test_version() -> None:
+    assert cli("--version").stdout == f"urial-engine {version('urial-engine')}\n"
+
+
+def test_a_context_shorter_than_the_models(tiny_model: TinyModel, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "in.jsonl", {"prompt": "abc"})
+    out, options = tmp_path / "out.jsonl", ("--max-model-len", 20, "--set", "ignore_eos=true")
+    cli("generate", tiny_model(), "--in", rows, "--out", out, *options)
+    (row,) = rows_of(out).values()
+    prompt = len(Tokenizer.load(tiny_model()).encode("abc"))
+    assert prompt + len(row["outputs"][0]["token_ids"]) == 20
 
 
 def test_wrong_usage_exits_with_2() -> None:
@@ -216,6 +231,6 @@ def test_a_closed_pipe_is_no_traceback(tiny_model: TinyModel) -> None:
 
 
 def test_read_bandwidth_is_a_rate() -> None:
-    from urial_engine.cli.bandwidth import read_bandwidth
+    from urial_engine.backends.cpu import read_bandwidth
 
     assert 1e8 < read_bandwidth(1, 1 << 20) < 1e13

@@ -103,9 +103,9 @@ def test_speed_is_what_the_steps_moved(tiny_model: TinyModel) -> None:
     with Engine(tiny_model(), prefix=PROMPT) as engine:
         params = SamplingParams(max_tokens=4, ignore_eos=True)
         prompts = [engine.prefix_ids + [5] * n for n in (2, 3)]
-        requests = [engine._generation(ids, params, "x") for ids in prompts]
+        requests = [engine.generation(ids, params, "x") for ids in prompts]
         meter = Meter(engine, requests)
-        engine._runner.run(requests, meter.step)
+        engine.run(requests, meter.step)
         backend, speed = engine.backend, meter.speed
         a_token = backend.block_bytes / backend.block_size
         held = 3 * len(engine.prefix_ids) + sum((2 + t) + (3 + t) for t in (1, 2, 3))

@@ -10,10 +10,10 @@ import pytest
 from tests import engines
 from tests.engines import EIGHT, PREFIX, Open, ids_of
 from tests.fixtures import TinyModel
-from urial_engine.engine import RequestOutput
 from urial_engine.errors import (
     ParameterError,
 )
+from urial_engine.outputs import RequestOutput
 from urial_engine.prompt import UrialPrompt
 from urial_engine.sampling import SamplingParams
 

@@ -46,7 +46,7 @@ def test_the_real_weights_are_those_that_transformers_reads(real_model: Path) ->
     assert config.rms_norm_eps == pytest.approx(other.rms_norm_eps, rel=1e-6)
     assert config.rope.theta == other.rope_parameters["rope_theta"]
     assert config.max_positions == other.max_position_embeddings
-    assert (config.bos_token_id, config.eos_token_ids) == (1, (2,))
+    assert config.eos_token_ids == (2,)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,7 @@ def test_a_model_comes_out_as_it_went_in(
     for name, array in random_weights(settings).items():
         assert np.array_equal(weights.read(name), array.astype(DTYPES[dtype])), name
     weights.finish()
-    expected = ModelConfig.from_dict({**settings, "torch_dtype": dtype})
-    assert weights.config == expected
+    assert weights.config == ModelConfig.from_dict(settings)
 
 
 def test_transformers_loads_what_is_written(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ import pytest
 
 from tests.fixtures import random_weights, tiny_config, write_tokenizer, write_weights
 from urial_engine.backends.cpu import available_isas
-from urial_engine.engine import Engine, RequestOutput
+from urial_engine.engine import Engine
 from urial_engine.kernels import rank
+from urial_engine.outputs import RequestOutput
 from urial_engine.sampling import SamplingParams
 
 PREFIX = (

@@ -11,8 +11,8 @@ import pytest
 
 from tests.fixtures import TinyModel
 from urial_engine import Engine, SamplingParams, token_shift
-from urial_engine.errors import ParameterError, PromptError
-from urial_engine.token_shift import CLASSES, TokenShift
+from urial_engine.errors import NumericsError, ParameterError, PromptError
+from urial_engine.token_shift_result import CLASSES, TokenShift
 
 BASE, ALIGNED = "Q: {query}\nA:", "<|user|> {query} <|assistant|>"
 QUERIES = ["hello there", "what is it", "ab"]
@@ -168,3 +168,26 @@ def test_clear_errors(pair: tuple[Engine, Engine]) -> None:
         token_shift(base, aligned, ["x"], base_prompt=BASE, aligned_prompt=BASE, answers=[[100000]])
     with pytest.raises(PromptError, match="has no tokens"):
         token_shift(base, aligned, ["x"], base_prompt=lambda q: [], aligned_prompt=BASE)
+
+
+def test_a_head_that_is_not_finite_is_named_by_query_and_position(
+    tiny_model: TinyModel,
+) -> None:
+    """Only one token of the first answer, and one of the second, meets the planted value."""
+    folder = tiny_model(folder="bad", seed=1)
+    with Engine(folder, dtype="float32") as good, Engine(folder, dtype="float32") as other:
+        answers = [[5, 6, 7], [8, 9, 10, 11]]
+        broken = other.hidden_states
+        # The second answer's third row: rows before it in the group belong to the first answer.
+        other.hidden_states = lambda ids, firsts: plant(broken(ids, firsts))  # type: ignore[method-assign]
+        with pytest.raises(NumericsError, match=r"query 'second'.*answer token 2") as error:
+            token_shift(
+                good, other, ["first", "second"], base_prompt=BASE, aligned_prompt=BASE,
+                answers=answers,
+            )  # fmt: skip
+        assert error.value.row == 2 and error.value.layer is None
+
+
+def plant(states: list[np.ndarray]) -> list[np.ndarray]:
+    states[1][2] = np.nan
+    return states

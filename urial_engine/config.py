@@ -39,12 +39,13 @@ _READ = """
     model_type architectures vocab_size hidden_size intermediate_size num_hidden_layers layer_types
     num_attention_heads num_key_value_heads head_dim rms_norm_eps max_position_embeddings
     rope_theta rope_scaling rope_parameters original_max_position_embeddings tie_word_embeddings
-    torch_dtype dtype bos_token_id eos_token_id
+    eos_token_id
 """
 # Written by transformers, and without any bearing on inference: not worth a line in the report.
 _BOOKKEEPING = """
-    pad_token_id unk_token_id transformers_version use_cache initializer_range attention_dropout
-    _name_or_path name_or_path _commit_hash id2label label2id return_dict chunk_size_feed_forward
+    torch_dtype dtype bos_token_id pad_token_id unk_token_id transformers_version use_cache
+    initializer_range attention_dropout _name_or_path name_or_path _commit_hash id2label label2id
+    return_dict chunk_size_feed_forward
 """
 
 
@@ -67,8 +68,6 @@ class ModelConfig:
     attention_bias: bool  # on q, k, v and o
     mlp_bias: bool
     tie_word_embeddings: bool | None  # None: the config does not say
-    torch_dtype: str | None
-    bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     ignored_keys: tuple[str, ...]
 
@@ -111,8 +110,6 @@ class ModelConfig:
             attention_bias=not mistral and boolean(d, "attention_bias"),
             mlp_bias=not mistral and boolean(d, "mlp_bias"),
             tie_word_embeddings=boolean(d, _TIE) if _TIE in d else None,
-            torch_dtype=_dtype(d),
-            bos_token_id=next(iter(token_ids(d, "bos_token_id", (1,))), None),
             eos_token_ids=_end_tokens(d, generation or {}),
             ignored_keys=(*_ignored(d, mistral), *unread),
         )
@@ -165,13 +162,6 @@ def _check_layer_types(d: Json, config: ModelConfig) -> None:
             f"{config.num_layers} and a sliding window of {config.sliding_window}, "
             f"it can only be {uniform!r} for each layer"
         )
-
-
-def _dtype(d: Json) -> str | None:
-    value = d.get("torch_dtype") if d.get("dtype") is None else d["dtype"]
-    if value is not None and not isinstance(value, str):
-        raise ConfigError(f'dtype = {value!r} must be a name such as "bfloat16"')
-    return value
 
 
 def _end_tokens(d: Json, generation: Json) -> tuple[int, ...]:

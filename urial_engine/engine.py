@@ -6,7 +6,7 @@ It reads what callers pass, hands requests to the scheduler, and turns the resul
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +17,7 @@ import numpy as np
 from .backends import HeadComparison, open_backend
 from .backends.base import F32, I32
 from .checkpoint import Checkpoint
-from .config import ModelConfig
-from .engine_inputs import Prompt, PromptReader, as_list, each_params
+from .engine_inputs import Prompt, PromptReader, as_list, context_length, each_params
 from .engine_outputs import request_output, score_output
 from .engine_prefix import pin_prefix
 from .engine_progress import progress_bar
@@ -26,15 +25,13 @@ from .engine_runner import Runner
 from .errors import ParameterError, PromptError
 from .kv_cache import KVCache, common_run
 from .kv_cache_budget import cache_blocks
-from .outputs import CompletionOutput, RequestOutput, ScoreOutput, StreamEvent
+from .outputs import RequestOutput, ScoreOutput, StreamEvent
 from .prompt import UrialPrompt
 from .sampling import SEEDS, SamplingParams
 from .scheduler import Scheduler
 from .scheduler_requests import Generation, Request, Scored
 from .tokenizer import Tokenizer
 from .weights import Weights
-
-__all__ = ["CompletionOutput", "Engine", "RequestOutput", "ScoreOutput", "StreamEvent"]
 
 # With a long prefix, a penalty on the whole prompt punishes every common word.
 _FOR_PEOPLE = SamplingParams(
@@ -80,7 +77,7 @@ class Engine:
         self.prefix = prefix.text if isinstance(prefix, UrialPrompt) else prefix or ""
         with Checkpoint.open(model, read=read) as checkpoint:
             self.config = checkpoint.config
-            self.context = _context(self.config, max_model_len)
+            self.context = context_length(self.config, max_model_len)
             self.tokenizer = Tokenizer.load(checkpoint.folder)
             self.tokenizer.check_fits(self.config.vocab_size)
             weights = Weights.open(checkpoint)
@@ -160,7 +157,7 @@ class Engine:
         items = as_list(prompts)
         each = each_params(params, len(items))
         requests = [
-            self._generation(item, own, f"prompts[{i}]")
+            self.generation(item, own, f"prompts[{i}]")
             for i, (item, own) in enumerate(zip(items, each, strict=True))
         ]
         with progress_bar(requests, shown=progress) as show, suppress(KeyboardInterrupt):
@@ -181,9 +178,13 @@ class Engine:
         if self.prompt is None:
             raise ParameterError("answer() needs an engine with prefix=UrialPrompt(...)")
         params = params or _FOR_PEOPLE
+        if params.n != 1:
+            raise ParameterError(f"n={params.n}: answer() gives one answer a query; use generate()")
         params = replace(params, stop=(*params.stop_strings, *self.prompt.stop))
         queries = [queries] if isinstance(queries, str) else queries
         outputs = self.generate([self.prompt.render(query) for query in queries], params)
+        if not all(output.finished for output in outputs):
+            raise KeyboardInterrupt  # generate() came back early; a text cannot say that it is cut
         return [self.prompt.clean(output.outputs[0].text) for output in outputs]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamEvent]:
@@ -191,7 +192,7 @@ class Engine:
 
         Work begins with the first `next`; closing the iterator ends it and frees its cache.
         """
-        request = self._generation(prompt, params or SamplingParams(), "the prompt", stream=True)
+        request = self.generation(prompt, params or SamplingParams(), "the prompt", stream=True)
         with self._runner.exclusive():
             self._scheduler.check(request)
         return self._runner.events(request)
@@ -215,12 +216,11 @@ class Engine:
         if len(pairs[0]) != len(pairs[1]):
             raise PromptError(f"{len(pairs[0])} prompts, {len(pairs[1])} continuations: not pairs")
         self._check_top("top_k", top_k)
-        requests = []
-        for i, (prompt, continuation) in enumerate(zip(*pairs, strict=True)):
-            ids, start = self._reader.read_pair(prompt, continuation, f"prompts[{i}]")
-            wanted = Scored(ids[start:], top_k)
-            requests.append(Request(f"prompts[{i}]", ids[:-1], start - 1, scored=wanted))
-        self._runner.run(requests)
+        requests = [
+            self.scoring(prompt, continuation, top_k, f"prompts[{i}]")
+            for i, (prompt, continuation) in enumerate(zip(*pairs, strict=True))
+        ]
+        self.run(requests)
         return [score_output(request.scored) for request in requests if request.scored]
 
     def hidden_states(
@@ -259,10 +259,10 @@ class Engine:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _generation(
+    def generation(
         self, prompt: Prompt, params: SamplingParams, label: str, *, stream: bool = False
     ) -> Generation:
-        """A request whose values are all checked."""
+        """A checked request for `run`; `label` names it in errors."""
         ids = self._reader.read(prompt, label, room=1)
         for name in ("logprobs", "prompt_logprobs"):
             self._check_top(name, getattr(params, name) or 0)
@@ -283,17 +283,20 @@ class Engine:
             stream=stream,
         )
 
+    def scoring(self, prompt: Prompt, continuation: Prompt, top_k: int, label: str) -> Request:
+        """A checked request for `run`, as `score` makes them."""
+        self._check_top("top_k", top_k)
+        ids, start = self._reader.read_pair(prompt, continuation, label)
+        return Request(label, ids[:-1], start - 1, scored=Scored(ids[start:], top_k))
+
+    def run(
+        self, requests: Sequence[Request], after_step: Callable[[], None] | None = None
+    ) -> None:
+        """Until all are finished; for who takes each result as it comes, in `after_step`."""
+        self._runner.run(requests, after_step)
+
     def _check_top(self, name: str, count: int) -> None:
         if not 0 <= count <= self.config.vocab_size:
             raise ParameterError(
                 f"{name}={count}: must be between 0 and the vocabulary's {self.config.vocab_size}"
             )
-
-
-def _context(config: ModelConfig, wanted: int | None) -> int:
-    """Tokens a text may have: prompt and output together."""
-    if wanted is not None and not 1 < wanted <= config.max_positions:
-        raise ParameterError(
-            f"max_model_len={wanted}: must be between 2 and the model's {config.max_positions}"
-        )
-    return wanted or config.max_positions

@@ -1,4 +1,4 @@
-"""What callers may pass for prompts: enters texts or token ids, one or many, leaves lists of ids.
+"""What callers may pass for prompts: texts or token ids, one or many, go in; lists of ids come out.
 
 A text continues the engine's prefix and is tokenised together with it, at once. Token ids are taken
 as they are: a whole prompt, to which nothing is added.
@@ -14,6 +14,7 @@ from .errors import ParameterError, PromptError
 from .sampling import SamplingParams
 
 if TYPE_CHECKING:
+    from .config import ModelConfig
     from .tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
@@ -85,7 +86,7 @@ class PromptReader:
 
     def encode(self, text: str) -> list[int]:
         """The ids of the engine's prefix and the text, as a whole."""
-        return self._tokenizer.encode(self._prefix + text)
+        return self._tokenizer.encode_prompt(self._prefix + text)
 
     def check(self, ids: Sequence[int], label: str) -> list[int]:
         """Token ids as a list, all of them in the vocabulary."""
@@ -97,3 +98,12 @@ class PromptReader:
                     f"{self._vocab_size - 1}"
                 )
         return [int(token) for token in ids]
+
+
+def context_length(config: ModelConfig, wanted: int | None) -> int:
+    """Tokens a text may have: prompt and output together."""
+    if wanted is not None and not 1 < wanted <= config.max_positions:
+        raise ParameterError(
+            f"max_model_len={wanted}: must be between 2 and the model's {config.max_positions}"
+        )
+    return wanted or config.max_positions

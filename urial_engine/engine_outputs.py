@@ -1,4 +1,4 @@
-"""Finished requests enter, the outputs that callers see leave."""
+"""Finished requests go in; the outputs that callers see come out."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def request_output(request: Generation, prompt: str | None, tokenizer: Tokenizer) -> RequestOutput:
+    """What a caller of `generate` gets for one prompt; `prompt` is its text where it was one."""
     outputs = [sample.output() for sample in request.samples]
     return RequestOutput(
         prompt=prompt,
@@ -50,6 +51,7 @@ def _prompt_logprobs(request: Generation, tokenizer: Tokenizer) -> list[Logprobs
 
 
 def score_output(scored: Scored) -> ScoreOutput:
+    """What a caller of `score` gets: one value for each token that was judged."""
     scores = scored.joined()
     return ScoreOutput(
         token_ids=np.array(scored.targets, np.int32),

@@ -1,4 +1,4 @@
-"""The engine's prefix: enter its token ids, leaves the cache with them pinned in it."""
+"""The engine's prefix: its token ids go in; the cache comes out with them pinned in it."""
 
 from __future__ import annotations
 

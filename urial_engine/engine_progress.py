@@ -1,4 +1,4 @@
-"""What a waiting person sees: enters the requests of a call, leaves a progress bar."""
+"""What a waiting person sees: the requests of a call go in; a progress bar comes out."""
 
 from __future__ import annotations
 

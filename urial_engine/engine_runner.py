@@ -1,4 +1,4 @@
-"""Drives the scheduler for callers in several threads: enter requests, they leave finished.
+"""Drives the scheduler for callers in several threads: requests go in and come out finished.
 
 Whoever waits for a request makes the steps; a step advances the requests of all. One lock stands
 before the scheduler and the backend, and Ctrl-C is held back until a step is over, so that no
@@ -7,6 +7,7 @@ caller ever finds them between two states.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -26,10 +27,16 @@ class Runner:
         self._scheduler = scheduler
         self._lock = threading.Lock()
         self._closed = False
+        self._process = os.getpid()
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Nobody else works meanwhile. UrialError after `close`."""
+        """Nobody else works meanwhile. UrialError after `close`, and in a forked process."""
+        if os.getpid() != self._process:
+            raise UrialError(
+                "this engine was opened in another process, and its threads stayed there; "
+                "open one in each process"
+            )
         with self._lock:
             if self._closed:
                 raise UrialError("this engine is closed; open another one")
@@ -54,7 +61,9 @@ class Runner:
                 if after_step is not None:
                     after_step()
         finally:
-            for request in todo:
+            for request in reversed(
+                todo
+            ):  # in the order of the queue, where each is then the first
                 self._scheduler.cancel(request)
             with self._lock:
                 self._scheduler.drop_cancelled()

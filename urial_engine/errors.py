@@ -38,10 +38,10 @@ class CapacityError(UrialError, MemoryError):
 
 
 class NumericsError(UrialError, ArithmeticError):
-    """A value that is not finite appeared in the forward pass. `layer` is None when it came from
-    the head.
+    """A value that is not finite appeared in the forward pass. `layer` is -1 for the
+    embedding, None for the head.
 
-    `row` counts rows of the call; the engine translates it to a position before the user sees it.
+    `row` counts rows of the call, and positions of the text once the engine has translated it.
     """
 
     def __init__(self, message: str, *, layer: int | None, row: int) -> None:

@@ -1,4 +1,5 @@
-"""The KV-cache as a tree of segments: enters token ids, leaves which physical blocks hold them.
+"""The KV-cache as a tree of segments: token ids go in; the blocks that hold them come
+out.
 
 A segment is a run of tokens whose keys and values stand in whole blocks; a sequence is the path
 from the root to its own growing tail, the one `live` segment of the path. Every segment starts at a
@@ -40,7 +41,7 @@ class Segment:
     live: bool = False  # a sequence grows it; then it has no children
     pinned: bool = False
     quota: int = 0  # blocks promised to it and not yet taken
-    used: int = 0  # when it was last let go, in ticks of the cache
+    last_used: int = 0  # when it was last let go, in ticks of the cache
 
     @property
     def end(self) -> int:
@@ -200,7 +201,7 @@ class KVCache:
             children=[segment],
             users=segment.users,
             pinned=segment.pinned,
-            used=segment.used,
+            last_used=segment.last_used,
         )
         assert segment.parent is not None
         siblings = segment.parent.children
@@ -223,14 +224,14 @@ class KVCache:
         tick = next(self._ticks)
         for part in segment.path():
             part.users -= 1
-            part.used = tick
+            part.last_used = tick
             self._held -= 0 if part.users else len(part.blocks)
 
     def _take(self, leaf: Segment) -> int:
         """One block of the leaf's quota, with whatever it held before."""
         while not self._free:
             idle = (s for s in self.segments() if not s.users and not s.children)
-            self._remove(min(idle, key=lambda segment: segment.used))
+            self._remove(min(idle, key=lambda segment: segment.last_used))
         block = self._free.pop()
         self._promise(leaf, -1)
         self._held += 1

@@ -1,7 +1,8 @@
-"""How much memory the KV-cache gets: enters a wish in GiB or none, leaves a number of blocks."""
+"""How much memory the KV-cache gets: GiB, or None, go in; a number of blocks comes out."""
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def cache_blocks(gib: float | None, *, block_bytes: int, most: int) -> int:
     """
     if gib is None:
         return max(min(int(available_memory() * SHARE) // block_bytes, most), 1)
-    if not gib > 0:
+    if not 0 < gib < math.inf:
         raise ParameterError(f"kv_cache_gib={gib!r}: must be a positive number of GiB")
     blocks = int(gib * GIB) // block_bytes
     if blocks == 0:
@@ -33,6 +34,8 @@ def available_memory() -> int:
     """Bytes that could be allocated now, as far as the system says: machine and container."""
     machine = _meminfo_available() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     limit, used = (_number(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if used is not None:
+        used -= _file_pages()  # they give way: the weights that were just read are among them
     return machine if limit is None or used is None else max(min(machine, limit - used), 0)
 
 
@@ -43,6 +46,15 @@ def _meminfo_available() -> int | None:
         return None
     values = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     return values[0] if values else None
+
+
+def _file_pages() -> int:
+    """Bytes of the container's use that are copies of files."""
+    try:
+        lines = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(x.split()[1]) for x in lines if x.startswith(("active_file ", "inactive_file ")))
 
 
 def _number(path: str) -> int | None:

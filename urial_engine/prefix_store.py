@@ -1,4 +1,4 @@
-"""Prefixes on disk: enters the cache blocks of a prefix, leaves a file that restores them.
+"""Prefixes on disk: a prefix's cache blocks go in; a file that restores them comes out.
 
 A file is safetensors: `ids` [P] and `blocks` [blocks, bytes] (the last block may be partly filled),
 with a fingerprint of all that the bytes depend on, and a checksum. Its name is made of the
@@ -12,7 +12,9 @@ import dataclasses
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,8 +35,9 @@ if TYPE_CHECKING:
 # of them changes, so that what an older version stored is computed again.
 LAYOUT = 1
 SUFFIX = ".prefix.safetensors"
+ABANDONED = 3600.0  # seconds after which nobody is still writing a temporary file
 # What a ModelConfig holds that the keys and values of a given text do not depend on.
-_OUTSIDE = ("torch_dtype", "bos_token_id", "eos_token_ids", "ignored_keys", "tie_word_embeddings")
+_OUTSIDE = ("eos_token_ids", "ignored_keys", "tie_word_embeddings")
 Bytes = NDArray[np.uint8]
 
 
@@ -45,6 +48,7 @@ class Fingerprint:
     weights: str
     config: str
     backend: str
+    build: str
     variant: str
     dtype: str
     block_size: str
@@ -59,6 +63,7 @@ class Fingerprint:
             weights=weights,
             config=_config_hash(backend.config),
             backend=backend.name,
+            build=backend.build,
             variant=backend.variant,
             dtype=backend.dtype,
             block_size=str(backend.block_size),
@@ -164,10 +169,14 @@ class PrefixStore:
         path = self.folder / fingerprint.file_name
         temporary = self._temporary(path.name)
         try:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # what others may do; the library leaves it to us alone
             save_file({"ids": ids_array, "blocks": data}, temporary, metadata)
+            temporary.chmod(mode)
             _flush(temporary)
             temporary.replace(path)
-            _flush(self.folder)
+            with suppress(OSError):  # not every file system flushes folders
+                _flush(self.folder)
         except (OSError, SafetensorError) as error:
             temporary.unlink(missing_ok=True)
             raise PrefixStoreError(f"{path}: cannot be written ({error})") from error
@@ -179,7 +188,8 @@ class PrefixStore:
     def clear(self) -> int:
         """Remove all stored prefixes, and what an interrupted `save` left; how many there were."""
         paths = self.paths()
-        for path in [*paths, *self.folder.glob(f".*{SUFFIX}.*")]:
+        left = [p for p in self.folder.glob(f".*{SUFFIX}.*") if _age(p) > ABANDONED]
+        for path in [*paths, *left]:
             path.unlink(missing_ok=True)
         return len(paths)
 
@@ -224,3 +234,11 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _age(path: Path) -> float:
+    """Seconds since it was last written; 0 where it is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -35,14 +35,14 @@ class UrialPrompt:
     def load(cls, path: Path | str) -> UrialPrompt:
         """A published prefix file, such as `inst_1k_v4.txt`, or one of your own in UTF-8."""
         try:
-            return cls(Path(path).read_text(encoding="utf-8"))
+            return cls(Path(path).read_bytes().decode("utf-8"))
         except (OSError, ValueError) as error:
             raise PromptError(f"the prefix file {path} cannot be read as text: {error}") from error
 
     @classmethod
     def default(cls) -> UrialPrompt:
         """Our own prefix with K = 3 examples, about 1,000 tokens of Llama 2."""
-        return cls((files(__package__) / "data" / "urial_k3.txt").read_text(encoding="utf-8"))
+        return cls((files(__package__) / "data" / "urial_k3.txt").read_bytes().decode("utf-8"))
 
     def render(self, query: str) -> str:
         """What follows the prefix when a user asks: it ends where the model's answer starts."""

@@ -1,4 +1,4 @@
-"""Continuous batching: enters requests, leaves them finished. One `step` is one forward call.
+"""Continuous batching: requests go in and come out finished. One `step` is a forward call.
 
 A step reads the next token of every running sample, then up to `chunk` tokens of prompts, oldest
 first. No row's result depends on what else is in the step (the backend's promise), so what is
@@ -54,7 +54,10 @@ class Scheduler:
         self._waiting.append(request)
 
     def check(self, request: Request) -> None:
-        """CapacityError where it could not run were everything else finished and gone."""
+        """Settle the request's `blocks` and `slots`.
+
+        CapacityError where it could not run were everything else finished and gone.
+        """
         size, room = self._cache.block_size, self._cache.room(request.ids, request.rows_from)
         if not request.claim(size, room, self._max_batch):
             raise CapacityError(
@@ -270,9 +273,9 @@ class Scheduler:
         for sequence in [*sequences, *filter(None, [request.trunk])]:
             self._cache.release(sequence.leaf, keep=keep)
         request.trunk = None
-        for queue in (self._waiting, self._active):
-            if request in queue:
-                queue.remove(request)
+        queue = self._waiting if request.started is None else self._active
+        if request in queue:
+            queue.remove(request)
         request.finish()
 
     def _fail(self, request: Request, error: NumericsError, position: int) -> None:

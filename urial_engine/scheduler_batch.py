@@ -1,4 +1,5 @@
-"""The arrays of a step: enters what runs, leaves what the backend takes; and back into records."""
+"""The arrays of a step: what runs goes in; what the backend takes, and records of what it found,
+come out."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What the scheduler works on: a request for each prompt, and the sequences that read its tokens.
 
-A request enters with the token ids of its prompt and says what it wants: hidden states (`kept`),
-scores (`scored`) or new tokens (`Generation`). It leaves with them, or with an error.
+A request goes in with the token ids of its prompt and says what it wants: hidden states (`kept`),
+scores (`scored`) or new tokens (`Generation`). It comes out with them, or with an error.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ class Request:
         """How many tokens one of its sequences keeps in the cache, at most."""
         return len(self.ids)
 
-    def claim(self, block_size: int, room: int, most: int) -> bool:
-        """Settle `blocks` and `slots` so that they fit in `room` and `most`, if they can."""
+    def claim(self, block_size: int, room: int, max_batch: int) -> bool:
+        """Settle `blocks` and `slots` so that they fit in `room` and `max_batch`, if they can."""
         self.blocks = -(-self.tokens // block_size)
         return self.blocks <= room
 
@@ -151,14 +151,14 @@ class Generation(Request):
     def tokens(self) -> int:
         return len(self.ids) + self.max_tokens - 1  # the last token is never read
 
-    def claim(self, block_size: int, room: int, most: int) -> bool:
+    def claim(self, block_size: int, room: int, max_batch: int) -> bool:
         """One sample goes on in the prompt's segment; of several each has its own tail."""
         whole = -(-self.tokens // block_size)
         prompt, tail = -(-len(self.ids) // block_size), whole - len(self.ids) // block_size
         if len(self.samples) == 1:
             self.blocks = whole
             return whole <= room
-        self.slots = min(len(self.samples), most, (room - prompt) // max(tail, 1))
+        self.slots = min(len(self.samples), max_batch, (room - prompt) // max(tail, 1))
         self.blocks = prompt + self.slots * tail
         return self.slots > 0
 

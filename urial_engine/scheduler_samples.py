@@ -1,4 +1,4 @@
-"""One sample of a prompt while it grows: enter its tokens one by one, leave its text and end."""
+"""One sample of a prompt while it grows: its tokens go in; its text and end come out."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Sample:
         self._text: list[str] = []
         self._logprobs: list[Logprobs] = []
         self._cumulative_logprob = 0.0
-        self._detokenizer = tokenizer.stream()
+        self._detokenizer = tokenizer.stream(continues=True)
         self._matcher = StopMatcher(params.stop_strings, include=params.include_stop_str_in_output)
 
     @property

@@ -1,4 +1,4 @@
-"""Stop strings over a text in pieces: enters pieces, leaves the text that may be shown already.
+"""Stop strings over a text in pieces: pieces go in; what may be shown already comes out.
 
 The outcome depends on the text only, never on where it was cut: the stop string that completes
 first wins, the longest of those that complete together. What could still become one is held back.

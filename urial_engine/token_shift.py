@@ -15,15 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends.base import HeadComparison
-from .errors import ParameterError, PromptError
+from .errors import NumericsError, ParameterError, PromptError
 from .prompt import prompt_form
 from .sampling import SamplingParams
-from .token_shift_result import CLASSES, Answer, TokenShift
+from .token_shift_result import Answer, TokenShift
 
 if TYPE_CHECKING:
     from .engine import Engine
 
-__all__ = ["CLASSES", "Answer", "TokenShift", "token_shift"]
 GROUP = 32  # answers whose hidden states are held at once
 
 
@@ -36,7 +35,7 @@ class _Completion(NamedTuple):
 def token_shift(
     base: Engine,
     aligned: Engine,
-    queries: Sequence[str],
+    queries: str | Sequence[str],
     *,
     base_prompt: Any,
     aligned_prompt: Any = "chat",
@@ -54,6 +53,11 @@ def token_shift(
     ids, or texts that the aligned tokenizer splits; None generates them (greedily unless `params`
     says otherwise). Raises `ParameterError` for two models that do not share a vocabulary.
     """
+    queries = [queries] if isinstance(queries, str) else queries
+    if not 0 <= top_k <= base.config.vocab_size:
+        raise ParameterError(
+            f"top_k={top_k}: must be between 0 and the vocabulary's {base.config.vocab_size}"
+        )
     if answers is not None and len(answers) != len(queries):
         raise ParameterError(f"{len(answers)} answers for {len(queries)} queries; give one each")
     _check_sizes(base, aligned)
@@ -72,18 +76,16 @@ def token_shift(
 
 
 def _contexts(engine: Engine, prompt: Any, queries: Sequence[str]) -> list[list[int]]:
-    """What stands before each answer. A chat template writes its own special tokens; everything
-    else gets those of the tokenizer's configuration."""
+    """What stands before each answer."""
     form, contexts = prompt_form(prompt, engine.tokenizer), []
     for query in queries:
-        text, special = form(query), prompt != "chat"
-        if isinstance(text, str):
-            text = engine.tokenizer.encode(text, add_special_tokens=special)
-        if not text:
+        given = form(query)
+        ids = engine.tokenizer.encode_prompt(given) if isinstance(given, str) else list(given)
+        if not ids:
             raise PromptError(
                 f"the context of query {query!r} has no tokens; one must stand before an answer"
             )
-        contexts.append(list(text))
+        contexts.append(ids)
     return contexts
 
 
@@ -140,7 +142,18 @@ def _compare(
         hidden = _read(base, group, [a.base_context_ids for a in group])
         other = _read(aligned, group, [a.aligned_context_ids for a in group])
         targets = np.array([i for a in group for i in a.token_ids], np.int32)  # [n]
-        yield base.compare(hidden, targets, top_k, aligned, other)
+        try:
+            yield base.compare(hidden, targets, top_k, aligned, other)
+        except NumericsError as error:
+            ends = np.cumsum([len(a.token_ids) for a in group])
+            which = int(np.searchsorted(ends, error.row, side="right"))
+            position = error.row - int(ends[which]) + len(group[which].token_ids)
+            raise NumericsError(
+                f"query {group[which].query!r}: a head gives a value that is not finite at answer "
+                f"token {position}; look for NaN or inf in the two checkpoints",
+                layer=None,
+                row=position,
+            ) from error
 
 
 def _read(engine: Engine, group: list[Answer], contexts: list[list[int]]) -> Any:

@@ -1,4 +1,4 @@
-"""What a token shift found: a row a token. Enters the measures, leaves ratios, tables and files.
+"""What a token shift found, a row a token: measures go in; ratios, tables and files come out.
 
 Shift classes (arXiv 2312.01552): unshifted where the base model would have chosen the same token,
 marginal at ranks 2 and 3, shifted above.

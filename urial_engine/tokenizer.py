@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -90,6 +91,11 @@ class Tokenizer:
         there = bool(self._before) and ids[: len(self._before)] == self._before
         return [*([] if there else self._before), *ids, *self._behind]
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """As `encode`, for a text that goes on: without the EOS that ends a whole one."""
+        ids = self.encode(text)
+        return ids[: len(ids) - len(self._behind)]
+
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids. Ids outside the vocabulary give nothing.
 
@@ -99,14 +105,18 @@ class Tokenizer:
         stream = self.stream(skip_special_tokens=skip_special_tokens)
         return "".join(map(stream.push, ids)) + stream.finish()
 
-    def stream(self, *, skip_special_tokens: bool = True) -> Detokenizer:
-        """A new detokenizer; its pieces join to `decode` of the same ids."""
+    def stream(self, *, skip_special_tokens: bool = True, continues: bool = False) -> Detokenizer:
+        """A new detokenizer; its pieces join to `decode` of the same ids.
+
+        With `continues` the ids follow a text, and their first space is a space of it: it stays.
+        """
         hidden = self._vocabulary.special_ids if skip_special_tokens else frozenset()
 
         def piece(token_id: int) -> bytes | None:
             return None if token_id in hidden else self._bytes(token_id)
 
-        return Detokenizer(piece, self._vocabulary.decoding)
+        decoding = self._vocabulary.decoding
+        return Detokenizer(piece, replace(decoding, strip=0) if continues else decoding)
 
     def token_text(self, token_id: int) -> str:
         """One token as shown to a person: bytes that are no text by themselves as `\\xe4`."""

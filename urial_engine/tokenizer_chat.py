@@ -22,7 +22,7 @@ from .errors import TokenizerError
 from .tokenizer_config import read_object
 
 
-class Generation(Extension):
+class GenerationTag(Extension):
     """`{% generation %} … {% endgeneration %}` marks what an assistant wrote, and renders it."""
 
     tags = {"generation"}  # noqa: RUF012  (jinja2 declares it so)
@@ -80,7 +80,7 @@ def render(
 
 def _compile(template: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _tojson
     environment.globals |= {"raise_exception": _raise, "strftime_now": _now}

@@ -111,12 +111,13 @@ def _flag(config: Mapping[str, object], key: str) -> bool | None:
 def _listed(config: Mapping[str, object]) -> Iterator[AddedToken]:
     tokens = config["added_tokens_decoder"]
     try:
-        assert isinstance(tokens, dict)
+        if not isinstance(tokens, dict):
+            raise TypeError(f"it is a {type(tokens).__name__}")
         for key, token in tokens.items():
             flags = {f: bool(token.get(f)) for f in ("special", "lstrip", "rstrip", "single_word")}
             normalized = bool(token.get("normalized", not flags["special"]))
             yield AddedToken(str(token["content"]), int(key), normalized=normalized, **flags)
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TokenizerError(
             "tokenizer_config.json: added_tokens_decoder must map each id to an object with a"
             f" content; {error!r} came of it"

@@ -89,11 +89,6 @@ class Weights:
             )
         return cls(checkpoint, tied, reason)
 
-    @property
-    def layers(self) -> int:
-        """L."""
-        return self.config.num_layers
-
     def read(self, name: str) -> NDArray[Any]:
         """The parameter of this Hugging Face name, [out, in] or [out], read-only, dtype on disk."""
         if name not in self.shapes or name in self._digests:

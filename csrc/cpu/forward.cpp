@@ -8,10 +8,6 @@
 namespace urial::cpu {
 namespace {
 
-// About this many queries make a tile of attention: enough rows to reuse each key, few enough to
-// share out.
-constexpr int kTileQueries = 48;
-
 // Slices of panels: several a thread, so that a slow core delays the others little.
 int panel_slice(int panels, int threads) {
   const int slice = panels / (threads * 4);
@@ -28,8 +24,7 @@ class Model::Pass {
     qkv_ = round_up((s_.heads + 2 * s_.kv_heads) * s_.head_dim, kPanel);
     attended_ = round_up(s_.heads * s_.head_dim, kPanel);
     act_ = round_up(s_.feed_forward, kPanel);
-    group_ = s_.heads / s_.kv_heads;
-    tile_rows_ = kTileQueries / group_ > 0 ? kTileQueries / group_ : 1;
+    tile_rows_ = tile_rows(s_.heads / s_.kv_heads);
   }
 
   Fault run() {
@@ -127,7 +122,7 @@ class Model::Pass {
   const Kernels& k_;
   const ForwardArgs& a_;
   int hidden_, qkv_, attended_, act_;  // row strides, in elements
-  int group_, tile_rows_;
+  int tile_rows_;
   std::atomic<int64_t> fault_{kNone};
 };
 

@@ -18,6 +18,7 @@ inline void micro(const typename P::X* x, ptrdiff_t x_stride, const typename P::
     for (int s = 0; s < steps; ++s, at += kStride) {
       typename P::Weights weights[P::NV];
       for (int v = 0; v < P::NV; ++v) weights[v] = P::weights(at + v * P::W * P::kStep);
+      // 1 KiB ahead in either dtype: about what one row's kernel reads in the latency of memory.
       P::prefetch(at + 8 * kStride);
       for (int m = 0; m < M; ++m) {
         const auto b = P::broadcast(x + m * x_stride + s * P::kStep);
@@ -41,7 +42,7 @@ inline void micro_rows(int m, const typename P::X* x, ptrdiff_t x_stride, const 
 template <class P>
 struct Inner {
   static constexpr int kRows = P::MR;
-  bool streaming = true;  // w comes from memory, not from a cache
+  bool streaming = true;  // w comes from memory, not from a cache; only amx.h reads it
   void operator()(int m, const typename P::X* x, ptrdiff_t x_stride, const typename P::Wt* w,
                   int steps, float* out, ptrdiff_t out_stride) {
     micro_rows<P>(m, x, x_stride, w, steps, out, out_stride);

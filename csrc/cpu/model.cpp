@@ -55,25 +55,25 @@ void Model::make(Matrix& m, int n, int k) {
 
 Model::Place Model::place(Part part, int layer) {
   const int q = shape_.heads * shape_.head_dim, kv = shape_.kv_heads * shape_.head_dim;
-  constexpr int kAll = 1 << 30, kHalf = kPanel / 2;
-  if (part == Part::kHead) return {&head_, shape_.vocab, {0, kAll, 0}};
-  if (part == Part::kEmbedding) return {&embedding_, shape_.vocab, {0, kAll, 0}};
+  constexpr int kHalf = kPanel / 2;
+  if (part == Part::kHead) return {&head_, shape_.vocab, {}};
+  if (part == Part::kEmbedding) return {&embedding_, shape_.vocab, {}};
   Layer& l = layers_.at(layer);
   switch (part) {
     case Part::kQuery:
-      return {&l.qkv, q, {0, kAll, 0}};
+      return {&l.qkv, q, {}};
     case Part::kKey:
-      return {&l.qkv, kv, {q, kAll, 0}};
+      return {&l.qkv, kv, {q}};
     case Part::kValue:
-      return {&l.qkv, kv, {q + kv, kAll, 0}};
+      return {&l.qkv, kv, {q + kv}};
     case Part::kOutput:
-      return {&l.output, shape_.hidden, {0, kAll, 0}};
+      return {&l.output, shape_.hidden, {}};
     case Part::kGate:
       return {&l.gate_up, shape_.feed_forward, {0, kHalf, kPanel}};
     case Part::kUp:
       return {&l.gate_up, shape_.feed_forward, {kHalf, kHalf, kPanel}};
     default:
-      return {&l.down, shape_.hidden, {0, kAll, 0}};
+      return {&l.down, shape_.hidden, {}};
   }
 }
 

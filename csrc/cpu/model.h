@@ -33,11 +33,10 @@ struct ForwardArgs {
   float* hidden;  // [T][C] out
 };
 
-// Where a value that is not finite was first seen; layer -1 is the embedding. ok() when all is
-// well.
+// Where a value that is not finite was first seen; layer -1 is the embedding, row -1 means that
+// all is well.
 struct Fault {
   int layer, row;
-  bool ok() const { return row < 0; }
 };
 
 class Model {

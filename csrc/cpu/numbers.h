@@ -1,4 +1,7 @@
 // Conversions between the 16-bit formats and fp32, the same on every machine.
+//
+// static: each rung keeps a copy of its own. Plain inline functions are merged when the program is
+// linked, and all would share the copy that was compiled with one rung's flags.
 #pragma once
 #include <cstdint>
 #include <cstring>

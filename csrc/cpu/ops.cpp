@@ -21,7 +21,7 @@ constexpr int kHalf = kPanel / 2;
 
 // The packed columns of rows [0, n) of a plain matrix, or of a gate; `up` of what a gate gates.
 Columns columns_of(bool gated, bool up) {
-  return gated ? Columns{up ? kHalf : 0, kHalf, kPanel} : Columns{0, 1 << 30, 0};
+  return gated ? Columns{up ? kHalf : 0, kHalf, kPanel} : Columns{};
 }
 
 }  // namespace
@@ -121,7 +121,7 @@ void Cache::attend(const Rows& rows, const float* q, int tile_queries, float* ou
   q_ = Memory(size_t(rows.count) * H * round_up(D, kPanel) * k_.x_bytes);
   out_ = Memory(size_t(rows.count) * shape_.out_stride * k_.x_bytes);
   AttentionArgs a = args(rows);
-  a.tile_rows = tile_queries / group > 0 ? tile_queries / group : 1;
+  a.tile_rows = tile_rows(group, tile_queries);
   const int tiles = (rows.count + a.tile_rows - 1) / a.tile_rows;
   team_.run([&](int) {
     team_.share(rows.count, 1, [&](int t, int) {

@@ -7,10 +7,10 @@ namespace urial::cpu {
 
 enum class Source { kBf16, kF16, kF32 };
 
-// Where source row i goes: column offset + (i / run) * stride + i % run. A plain matrix has run =
-// rows.
+// Where source row i goes: column offset + (i / run) * stride + i % run. A plain matrix is one run
+// without end.
 struct Columns {
-  int offset, run, stride;
+  int offset = 0, run = 1 << 30, stride = 0;
   int of(int row) const { return offset + row / run * stride + row % run; }
 };
 

@@ -1,6 +1,13 @@
 // How a packed dtype meets an instruction set. A policy says what an activation is (X), what a
 // weight is (Wt), how many k one step takes, and how to add a step's product to an accumulator.
 // Everything else is written once, against a policy.
+//
+// What an Isa must offer (isa_*.h): F, a vector of W floats; a micro tile of MR rows by NV vectors
+// of columns, whose sums fit in registers; zero, set1, load and store at any address; add, sub,
+// mul, div, fma (a * b + c), round (to nearest, ties to even), scale2 (a * 2^n, n an integer); max
+// and min, which give their second operand where one is NaN; sum and largest over lanes, halves
+// against halves; count_greater and count_equal, in how many lanes; widen, W pairs of bf16 as the
+// first and the second of each; prefetch.
 #pragma once
 #include "numbers.h"
 #include "types.h"

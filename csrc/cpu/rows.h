@@ -17,12 +17,14 @@ bool rmsnorm(const float* in, const float* weight, float eps, int n, void* x, fl
     squares = P::fma(P::load(in + i), P::load(in + i), squares);
   const float mean = P::sum(squares) / float(n);
   const F scale = P::set1(1.f / std::sqrt(mean + eps));
+  F finite = P::zero();
   for (int i = 0; i < padded; i += P::W) {
     const F y = P::mul(P::mul(P::load(in + i), scale), P::load(weight + i));
     if (x) P::store_x(static_cast<typename P::X*>(x) + i, y);
     if (full) P::store(full + i, y);
+    finite = P::fma(y, P::zero(), finite);
   }
-  return mean - mean == 0.f;  // false for NaN and for infinity
+  return mean - mean == 0.f && P::sum(finite) == 0.f;  // false for NaN and for infinity
 }
 
 template <class P>

@@ -27,6 +27,14 @@ constexpr float kPadLogit = -3.40282347e38f;
 
 URIAL_INLINE constexpr int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
+// About this many queries make a tile of attention: enough rows to reuse each key, few enough to
+// share out.
+constexpr int kTileQueries = 48;
+// Rows of the call in such a tile, at least one: each has `group` queries to a key head.
+URIAL_INLINE constexpr int tile_rows(int group, int queries = kTileQueries) {
+  return queries > group ? queries / group : 1;
+}
+
 enum class Dtype { kBf16, kF32 };
 
 URIAL_INLINE constexpr size_t bytes_of(Dtype t) { return t == Dtype::kBf16 ? 2 : 4; }

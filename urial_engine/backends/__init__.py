@@ -1,4 +1,4 @@
-"""Backends: enters weights and the name of a device, leaves the `Backend` that runs on it."""
+"""Backends: weights and a device's name go in; the `Backend` that runs on it comes out."""
 
 from __future__ import annotations
 

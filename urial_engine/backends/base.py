@@ -2,7 +2,7 @@
 below it.
 
 Letters: B sequences, T rows (new tokens) of a call, M rows given to the head, C hidden size, V
-vocabulary, P tokens a block.
+vocabulary.
 
 A backend owns the weights and a pool of KV-cache blocks of `block_size` tokens, all layers of a
 token in the same block. The caller owns the meaning of the blocks: which sequence reads which
@@ -116,6 +116,7 @@ class Backend(Protocol):
 
     name: str  # "cpu"
     # what else changes the bits of a result: the instruction set; goes into the prefix fingerprint
+    build: str  # identity of the code: bits made by another build may differ; in the fingerprint
     variant: str
     dtype: str  # "bfloat16" | "float32" | "float64": what weights and cache are held in
     threads: int

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _native
-from ..errors import NumericsError, ParameterError
+from ..errors import CapacityError, ConfigError, NumericsError, ParameterError
+from ..weights import EMBEDDING, FINAL_NORM, HEAD, LAYER
 from .base import F32, I32, Backend, Batch, HeadComparison, HeadScores, SampleBatch, Sampled
 
 if TYPE_CHECKING:
@@ -32,6 +33,15 @@ def available_isas() -> tuple[str, ...]:
     return tuple(_native.available_isas())
 
 
+def read_bandwidth(threads: int, size: int) -> float:
+    """Bytes a second at which `threads` threads read `size` bytes over and over; takes 0.4 s.
+
+    The size should be that of the work this is compared with: a cache may hold a part of it, for
+    the one as for the other.
+    """
+    return float(_native.read_bandwidth(threads, 0.4, size))
+
+
 class CpuBackend:
     """Implements `Backend`. Bit for bit the same at any batch, chunk and thread count; instruction
     sets differ from each other.
@@ -40,6 +50,7 @@ class CpuBackend:
     """
 
     name = "cpu"
+    build: str = _native.BUILD
     block_size: int = _native.BLOCK_SIZE
 
     def __init__(
@@ -55,6 +66,7 @@ class CpuBackend:
         self.dtype = _choose_dtype(dtype, weights.dtype)
         self.threads = _choose_threads(threads)
         c = self.config
+        _check_limits(c)
         # The rotary tables are the largest thing that grows with the context: [positions, D / 2]
         # twice.
         cos, sin = c.rope.tables(c.head_dim, c.max_positions)
@@ -64,15 +76,23 @@ class CpuBackend:
             "head_dim": c.head_dim, "window": c.sliding_window or 0, "positions": c.max_positions,
             "norm_eps": c.rms_norm_eps,
         }  # fmt: skip
-        self._model = _native.Model(shape, self.dtype, self.variant, self.threads, cos, sin)
+        try:
+            self._model = _native.Model(shape, self.dtype, self.variant, self.threads, cos, sin)
+        except MemoryError as error:
+            raise CapacityError("the system does not give the memory for the weights") from error
         _load(self._model, weights)
         self.block_bytes: int = self._model.block_bytes
         self.weight_bytes: int = self._model.weight_bytes
 
     def allocate(self, blocks: int) -> None:
-        """See `Backend`. The pool is reserved, not touched: pages come with the first token in
-        them."""
-        self._model.allocate(blocks)
+        """See `Backend`. The pool is reserved, not touched: pages come with the first token."""
+        try:
+            self._model.allocate(blocks)
+        except MemoryError as error:
+            raise CapacityError(
+                f"the system does not give {blocks * self.block_bytes / 2**30:,.1f} GiB for the "
+                "KV-cache; lower kv_cache_gib"
+            ) from error
 
     def forward(self, batch: Batch) -> F32:
         """See `Backend`."""
@@ -141,6 +161,19 @@ class CpuBackend:
         del self._model
 
 
+def _check_limits(c: ModelConfig) -> None:
+    """What the native code was written for. ConfigError by key and value."""
+    if c.head_dim > _native.MAX_HEAD_SIZE:
+        raise ConfigError(
+            f"head_dim = {c.head_dim}: the cpu backend has heads of up to {_native.MAX_HEAD_SIZE}"
+        )
+    if c.num_heads // c.num_kv_heads > _native.MAX_GROUP:
+        raise ConfigError(
+            f"num_attention_heads = {c.num_heads} with num_key_value_heads = {c.num_kv_heads}: the "
+            f"cpu backend has groups of up to {_native.MAX_GROUP} query heads"
+        )
+
+
 def _choose_isa(isa: str) -> str:
     have = available_isas()
     if isa == "auto":
@@ -183,7 +216,7 @@ def _load(model: Any, weights: Weights) -> None:
     at a time."""
     c = weights.config
     for layer in range(c.num_layers):
-        stem = f"model.layers.{layer}."
+        stem = LAYER.format(layer=layer, part="")
         parts = [("self_attn", p, c.attention_bias) for p in _ATTENTION]
         parts += [("mlp", p, c.mlp_bias) for p in _MLP]
         for module, part, bias in parts:
@@ -192,13 +225,13 @@ def _load(model: Any, weights: Weights) -> None:
                 model.load_bias(part, layer, _f32(weights.read(f"{stem}{module}.{part}.bias")))
         model.load_norm(layer, False, _f32(weights.read(f"{stem}input_layernorm.weight")))
         model.load_norm(layer, True, _f32(weights.read(f"{stem}post_attention_layernorm.weight")))
-    model.load_norm(c.num_layers, True, _f32(weights.read("model.norm.weight")))
-    embedding = _raw(weights.read("model.embed_tokens.weight"))
+    model.load_norm(c.num_layers, True, _f32(weights.read(FINAL_NORM)))
+    embedding = _raw(weights.read(EMBEDDING))
     if weights.tied:
         model.load_matrix("lm_head", 0, embedding)
     else:
         model.load_matrix("embed_tokens", 0, embedding)
-        model.load_matrix("lm_head", 0, _raw(weights.read("lm_head.weight")))
+        model.load_matrix("lm_head", 0, _raw(weights.read(HEAD)))
     weights.finish()
 
 

@@ -1,4 +1,4 @@
-"""The yardstick: the whole model in plain numpy. Enters weights, leaves the `Backend` contract.
+"""The yardstick: weights go in; a `Backend` in plain numpy comes out.
 
 Clarity first: each operation is its kernel's reference, each sequence is attended by itself. Hidden
 states keep the backend's own precision; logits are fp32, as the definition of rank asks.
@@ -28,6 +28,7 @@ class ReferenceBackend:
     """`Backend` in numpy: weights, cache and every step between are held in `dtype`."""
 
     name = "reference"
+    build = f"numpy {np.__version__}"
     variant = "numpy"
     threads = 1
     block_size = 64
@@ -48,7 +49,8 @@ class ReferenceBackend:
         self.allocate(0)
 
     def allocate(self, blocks: int) -> None:
-        self._pool = np.zeros((blocks, *self._block), self.dtype)  # [blocks, L, 2, P, K, D]
+        # [blocks, L, 2, block_size, K, D]
+        self._pool = np.zeros((blocks, *self._block), self.dtype)
 
     @np.errstate(over="ignore", invalid="ignore")  # checked by hand, to name layer and row
     def forward(self, batch: Batch) -> Array:
@@ -89,7 +91,7 @@ class ReferenceBackend:
             rows = batch.sequences == sequence
             positions = batch.positions[rows]
             table = batch.block_tables[sequence, : positions.max() // self.block_size + 1]
-            cache = self._pool[table, layer].swapaxes(0, 1)  # [2, blocks, P, K, D]
+            cache = self._pool[table, layer].swapaxes(0, 1)  # [2, blocks, block_size, K, D]
             keys, values = cache.reshape(2, -1, *k.shape[1:])[:, : positions.max() + 1]  # [S, K, D]
             out[rows] = attention.reference(q[rows], keys, values, positions, window)
         return self._linear(out.reshape(len(x), -1), f"{name}.o_proj")

@@ -14,7 +14,7 @@ from .options import (
     EngineOptions,
     MaxTokens,
     Model,
-    Prompt,
+    PromptOption,
     RepetitionPenalty,
     SamplingOptions,
     urial_prompt,
@@ -57,7 +57,7 @@ def answer(
     engine: EngineOptions,
     sampling: Sampling,
     questions: Questions = None,
-    prompt: Prompt = "default",
+    prompt: PromptOption = "default",
     stream: Stream = None,
 ) -> None:
     """Answer questions with a URIAL prompt."""

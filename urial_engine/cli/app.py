@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
@@ -39,8 +40,21 @@ app = typer.Typer(
 prefixes = typer.Typer(no_args_is_help=True)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"urial-engine {version('urial-engine')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", callback=_show_version, is_eager=True, help="Show it and leave."),
+]
+
+
 @app.callback()
 def options(
+    show_version: Version = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Llama and Mistral with a constant URIAL prefix, and the token shift of aligned models."""

@@ -59,7 +59,7 @@ def run_rows(
 
             show(len(results.finished))
             try:
-                engine._runner.run(list(pending.values()), write_finished)
+                engine.run(list(pending.values()), write_finished)
             finally:
                 write_finished()
     note(f"{out} has all {len(rows)} rows, {new} of them new", title="done:", style="bold green")

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from .bandwidth import read_bandwidth
+from ..backends.cpu import read_bandwidth
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -92,7 +92,7 @@ def answer_together(
     params: SamplingParams,
 ) -> Speed:
     """Print each answer when it is finished; those that are not grow below, on a terminal."""
-    requests = [engine._generation(prompt.render(q), params, q) for q in questions]
+    requests = [engine.generation(prompt.render(q), params, q) for q in questions]
     meter, view = Meter(engine, requests), View(out, engine, prompt, questions, requests)
     with view.live:
 
@@ -100,7 +100,7 @@ def answer_together(
             meter.step()
             view.step()
 
-        engine._runner.run(requests, after_step)
+        engine.run(requests, after_step)
     return meter.speed
 
 

@@ -75,7 +75,7 @@ def generate(
             return {"id": row.id, name: given}
 
         def request(row: Row) -> Generation:
-            return opened._generation(prompts[row.id], params, row.where)
+            return opened.generation(prompts[row.id], params, row.where)
 
         def end(done: Generation) -> Fields | None:
             output = request_output(done, None, opened.tokenizer)

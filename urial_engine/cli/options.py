@@ -34,7 +34,9 @@ RowsOut = Annotated[
 ]
 MaxTokens = Annotated[int, typer.Option(help="Tokens of an answer, at most.")]
 RepetitionPenalty = Annotated[float, typer.Option(help="1 is off; URIAL uses 1.1 to 1.15.")]
-Prompt = Annotated[str, typer.Option("--prompt", help="A URIAL prefix file, or `default`: ours.")]
+PromptOption = Annotated[
+    str, typer.Option("--prompt", help="A URIAL prefix file, or `default`: ours.")
+]
 Threads = Annotated[int | None, typer.Option(help="By default as many as there are cores.")]
 Isa = Annotated[str, typer.Option(help="Instruction set; `inspect` shows what there is.")]
 Seed = Annotated[int | None, typer.Option(help="For sampling; without it each prompt draws one.")]
@@ -47,6 +49,9 @@ PrefixDir = Annotated[
 ]
 KvCacheGib = Annotated[
     float | None, typer.Option(help="Memory for the KV-cache; half of what is free by default.")
+]
+MaxModelLen = Annotated[
+    int | None, typer.Option(help="Tokens of a text, at most; the model's context by default.")
 ]
 Read = Annotated[
     Literal["mmap", "sequential"], typer.Option(help="`sequential` is faster on network disks.")
@@ -65,6 +70,7 @@ class EngineOptions:
     max_batch: Annotated[int, typer.Option(help="Samples that run at the same time.")] = 32
     kv_cache_gib: KvCacheGib = None
     read: Read = "mmap"
+    max_model_len: MaxModelLen = None
 
     def open(self, model: str, prompt: object = None) -> Engine:
         """An engine whose prefix is this prompt's, where it is a `UrialPrompt`."""
@@ -152,7 +158,7 @@ def cache_folder() -> Path:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """The terminal, or whatever stands in its place, as wide as its lines need."""
+    """The terminal, or whatever stands in its place; lines are folded to its width."""
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False, soft_wrap=False)

@@ -11,7 +11,7 @@ from ..errors import ParameterError, PrefixStoreError
 from .options import (
     EngineOptions,
     Model,
-    Prompt,
+    PromptOption,
     console,
     note,
     urial_prompt,
@@ -27,7 +27,7 @@ Folder = Annotated[
 
 
 @with_options
-def store(model: Model, engine: EngineOptions, prompt: Prompt = "default") -> None:
+def store(model: Model, engine: EngineOptions, prompt: PromptOption = "default") -> None:
     """Compute a prefix and store it, unless it is there."""
     if engine.prefix_dir is None:
         raise ParameterError("give --prefix-dir, the folder to store the prefix in")

@@ -12,6 +12,7 @@ from .options import EngineOptions, Model, RowsIn, RowsOut, with_options
 
 if TYPE_CHECKING:
     from ..engine_inputs import Prompt
+    from ..scheduler_requests import Request
 
 TopK = Annotated[int, typer.Option(min=0, help="How many of the likeliest tokens to report.")]
 PARTS = ("prompt", "continuation")
@@ -32,19 +33,16 @@ def score(
     pairs = {row.id: (_read(row, PARTS[0]), _read(row, PARTS[1])) for row in rows}
 
     from ..engine_outputs import score_output
-    from ..scheduler_requests import Request, Scored
     from .batch import Fields, run_rows
 
     with engine.open(model) as opened:
-        opened._check_top("top_k", top_k)
 
         def begin(row: Row) -> Fields:
             named = {name for part in PARTS for name in (part, f"{part}_token_ids")}
             return {"id": row.id, **{k: v for k, v in row.fields.items() if k in named}}
 
         def request(row: Row) -> Request:
-            ids, start = opened._reader.read_pair(*pairs[row.id], row.where)
-            return Request(row.where, ids[:-1], start - 1, scored=Scored(ids[start:], top_k))
+            return opened.scoring(*pairs[row.id], top_k, row.where)
 
         def end(done: Request) -> Fields | None:
             assert done.scored is not None

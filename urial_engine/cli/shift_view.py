@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..token_shift import CLASSES
+from ..token_shift_result import CLASSES
 
 if TYPE_CHECKING:
-    from ..token_shift import TokenShift
+    from ..token_shift_result import TokenShift
     from ..tokenizer import Tokenizer
 
 # By class. A terminal shows a style that needs no colour to be told apart, a file shows marks.
