@@ -153,7 +153,7 @@ inline void bind(py::module_& m) {
       .def("rope", &rope, arg("qkv"), arg("cos"), arg("sin"), arg("positions"), arg("sequences"),
            arg("tables"))
       .def("attend", &attend, arg("q"), arg("positions"), arg("sequences"), arg("tables"),
-           arg("tile_queries") = 48)
+           arg("tile_queries") = kTileQueries)
       .def("read_block", &read_block);
   m.def("rmsnorm", &norm, arg("x"), arg("weight"), arg("epsilon"), py::kw_only(), arg("dtype"),
         arg("isa"));

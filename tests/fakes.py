@@ -185,5 +185,5 @@ class FakeTokenizer:
     def token_text(self, token_id: int) -> str:
         return self.words[token_id]
 
-    def stream(self) -> Any:
+    def stream(self, **_: bool) -> Any:
         return SimpleNamespace(push=self.token_text, finish=str)

@@ -1,4 +1,4 @@
-"""The native backend through the engine: what it refuses, what it reports, where it must not hang."""
+"""The native backend through the engine: what it refuses and reports, and that it never hangs."""
 
 from __future__ import annotations
 

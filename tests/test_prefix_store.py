@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -107,14 +108,17 @@ def test_list_verify_and_clear(tmp_path: Path) -> None:
     store, path = saved(tmp_path)
     other = store.save(fingerprint([1]), [1], BLOCKS[:1])
     (tmp_path / "notes.txt").write_text("not ours")
-    (tmp_path / f".{other.name}.0123.tmp").write_text("left by an interrupted save")
+    left, writing = (tmp_path / f".{other.name}.{key}.tmp" for key in ("0123", "4567"))
+    for temporary in (left, writing):
+        temporary.write_text("of an interrupted save, and of one that goes on")
+    os.utime(left, (0, 0))
     assert store.paths() == sorted([path, other])
     flip(other, -1)
     StoredPrefix.open(path).verify()
     with pytest.raises(PrefixStoreError, match="damaged"):
         StoredPrefix.open(other).verify()
     assert store.clear() == 2
-    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [writing.name, "notes.txt"]
 
 
 def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(

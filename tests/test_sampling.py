@@ -212,7 +212,7 @@ def test_before_min_tokens_nothing_ends_it() -> None:
 
 
 def test_the_text_ends_with_what_the_detokenizer_held_back() -> None:
-    def stream() -> Any:
+    def stream(**_: bool) -> Any:
         return SimpleNamespace(push=lambda token: "ab", finish=lambda: "?")
 
     tokenizer: Any = SimpleNamespace(stream=stream)

@@ -27,16 +27,11 @@ from .kv_cache import KVCache, common_run
 from .kv_cache_budget import cache_blocks
 from .outputs import RequestOutput, ScoreOutput, StreamEvent
 from .prompt import UrialPrompt
-from .sampling import SEEDS, SamplingParams
+from .sampling import FOR_PEOPLE, SEEDS, SamplingParams
 from .scheduler import Scheduler
 from .scheduler_requests import Generation, Request, Scored
 from .tokenizer import Tokenizer
 from .weights import Weights
-
-# With a long prefix, a penalty on the whole prompt punishes every common word.
-_FOR_PEOPLE = SamplingParams(
-    max_tokens=512, repetition_penalty=1.1, repetition_penalty_scope="output"
-)
 
 
 class Engine:
@@ -177,7 +172,7 @@ class Engine:
         """
         if self.prompt is None:
             raise ParameterError("answer() needs an engine with prefix=UrialPrompt(...)")
-        params = params or _FOR_PEOPLE
+        params = params or FOR_PEOPLE
         if params.n != 1:
             raise ParameterError(f"n={params.n}: answer() gives one answer a query; use generate()")
         params = replace(params, stop=(*params.stop_strings, *self.prompt.stop))

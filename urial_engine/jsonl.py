@@ -192,7 +192,8 @@ def _check_header(path: Path, parameters: Json, *, started: bool) -> None:
     header = path.with_name(path.name + ".run.json")
     wanted = _plain(parameters)
     if not started:
-        _write_atomically(header, json.dumps(wanted, ensure_ascii=False, indent=1) + "\n")
+        text = json.dumps(wanted, ensure_ascii=False, indent=1)
+        write_atomically(header, f"{text}\n".encode())
         return
     try:
         given = json.loads(header.read_bytes())
@@ -225,13 +226,17 @@ def _plain(fields: Json) -> dict[str, object]:
     return plain
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
+    """The file is whole, or as it was."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _brief(value: object) -> str:

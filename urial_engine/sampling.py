@@ -176,3 +176,9 @@ def _items(name: str, value: Any) -> tuple[Any, ...]:
     if value is not None and not isinstance(value, Iterable):
         raise ParameterError(f"{name}={value!r}: must be a list")
     return tuple(value or ())
+
+
+# How `answer` asks. With a long prefix, a penalty on the whole prompt punishes every common word.
+FOR_PEOPLE = SamplingParams(
+    max_tokens=512, repetition_penalty=1.1, repetition_penalty_scope="output"
+)

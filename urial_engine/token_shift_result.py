@@ -6,7 +6,6 @@ marginal at ranks 2 and 3, shifted above.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +32,7 @@ class Answer:
     base_context_ids: list[int]
     aligned_context_ids: list[int]
     finish_reason: str | None  # None for an answer that was given, not generated
+    id: str | int | None = None  # of the row that it comes from
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,16 +118,15 @@ class TokenShift:
         return pa.table({**columns, "shift_class": names.astype(str)})
 
     def save(self, folder: str | Path) -> None:
-        """Write tokens.parquet (a row a token), answers.jsonl (a row an answer, contexts
-        included), summary.json."""
-        table = self.table()
-        import pyarrow.parquet as parquet
+        """Write tokens.parquet (a row a token), answers.jsonl (a row an answer, with its contexts
+        and its measures), summary.json; each is whole or not there."""
+        from .jsonl_shift import save_shift
 
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        parquet.write_table(table, folder / "tokens.parquet")
-        rows = ({f.name: getattr(a, f.name) for f in fields(a)} for a in self.answers)
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (folder / "answers.jsonl").write_text(lines, encoding="utf-8")
-        summary = json.dumps(self.summary(), indent=1, ensure_ascii=False)
-        (folder / "summary.json").write_text(summary + "\n", encoding="utf-8")
+        save_shift(self, Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> TokenShift:
+        """Read back what `save`, or the command `shift`, has written, from answers.jsonl alone."""
+        from .jsonl_shift import load_shift
+
+        return load_shift(Path(folder))

@@ -51,13 +51,15 @@ inline void rotate(const float* in, const float* cos, const float* sin, int half
 }
 
 // Finite, and small enough that neither turning a pair nor rounding it to bf16 leaves the range.
-// v is padded to whole panels with what is finite.
 template <class P>
 inline bool can_be_stored(const float* v, int n) {
   const typename P::F two = P::set1(2.f);
   typename P::F acc = P::zero();  // NaN as soon as one doubled value is not finite
-  for (int i = 0; i < n; i += P::W) acc = P::fma(P::mul(P::load(v + i), two), P::zero(), acc);
-  return P::sum(acc) == 0.f;
+  int i = 0;
+  for (; i + P::W <= n; i += P::W) acc = P::fma(P::mul(P::load(v + i), two), P::zero(), acc);
+  float rest = P::sum(acc);
+  for (; i < n; ++i) rest += v[i] * 2.f * 0.f;
+  return rest == 0.f;
 }
 
 // Rotates the queries and keys of row t; queries go to the query matrix, keys and values to their

@@ -41,12 +41,12 @@ def run_rows(
     `parameters`: all that the results depend on besides the rows and the engine.
     """
     begun: dict[Id, Fields] = {row.id: begin(row) for row in rows}
-    with Results(out, {**parameters, **_depends_on(engine)}, begun) as results:
+    with Results(out, {**parameters, **depends_on(engine)}, begun) as results:
         if results.note:
             note(results.note)
         pending = {row.id: request(row) for row in rows if row.id not in results.finished}
         new = len(pending)
-        with _bar(len(rows)) as show:
+        with rows_bar(len(rows)) as show:
 
             def write_finished() -> None:
                 # Requests leave the queue in order, so those that run are the first of these.
@@ -65,7 +65,7 @@ def run_rows(
     note(f"{out} has all {len(rows)} rows, {new} of them new", title="done:", style="bold green")
 
 
-def _depends_on(engine: Engine) -> Fields:
+def depends_on(engine: Engine) -> Fields:
     """All of an engine that changes the bits of a result."""
     return {
         "config": asdict(engine.config),
@@ -76,7 +76,7 @@ def _depends_on(engine: Engine) -> Fields:
 
 
 @contextmanager
-def _bar(total: int) -> Iterator[Callable[[int], None]]:
+def rows_bar(total: int) -> Iterator[Callable[[int], None]]:
     """Yields a function that shows how many rows are done, where a person looks on."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 

@@ -51,34 +51,29 @@ def shift(
     aligned_prompt: AlignedPrompt = "chat",
     top_k: TopK = 10,
 ) -> None:
-    """Token shift: the rank of each token of the aligned model's answers under the base model."""
+    """Token shift: the rank of each token of the aligned model's answers under the base model.
+
+    With --out, a run that was killed is taken up: answers.jsonl has a row for each query whose
+    answer is measured, tokens.parquet and summary.json are made when it has all of them. Where a
+    temperature is given without a seed, one is drawn for the whole run and kept.
+    """
     if out is not None and find_spec("pyarrow") is None:
         raise ParameterError("--out needs pyarrow: pip install 'urial-engine[analysis]'")
     params = sampling.params()
-    texts, answers = _read(queries)
+    rows = _read(queries)
     forms = any_prompt(base_prompt), any_prompt(aligned_prompt)
 
-    from ..token_shift import token_shift
+    from .shift_run import Run
     from .shift_view import print_shift
 
     with ExitStack() as stack:
         models = [stack.enter_context(_open(engine, base, forms[0]))]
         if not _same(base, aligned):
             models.append(stack.enter_context(_open(engine, aligned, forms[1])))
-        result = token_shift(
-            models[0],
-            models[-1],
-            texts,
-            base_prompt=forms[0],
-            aligned_prompt=forms[1],
-            params=params,
-            answers=answers,
-            top_k=top_k,
-            progress=console().is_terminal,
-        )
-        print_shift(console(), result, models[-1].tokenizer)
+        run = Run((models[0], models[-1]), forms, params, top_k)
+        whole = run.kept(rows, out, engine.max_batch) if out else run.measure(rows, shown=True)
+        print_shift(console(), whole, models[-1].tokenizer)
     if out is not None:
-        result.save(out)
         note(f"{out} has it all", title="done:", style="bold green")
 
 
@@ -91,23 +86,25 @@ def _same(base: str, aligned: str) -> bool:
     return base == aligned or Path(base).resolve() == Path(aligned).resolve()
 
 
-def _read(path: Path) -> tuple[list[str], list[Prompt] | None]:
-    """The queries, and the answers where the rows have them."""
+def _read(path: Path) -> list[Row]:
+    """The queries, checked; all have an answer, or none."""
     if path.suffix != ".jsonl":
-        lines = path.read_text(encoding="utf-8").splitlines()
-        queries, answers = [line for line in lines if line.strip()], []
+        lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        rows = [Row(i, {"query": text}, f"{path}:{i}") for i, text in lines if text.strip()]
     else:
         rows = read_rows(path)
-        queries = [row.text("query") for row in rows]
-        answers = [answer for row in rows if (answer := _answer(row)) is not None]
-    if not queries:
+    for row in rows:
+        row.text("query")
+    if not rows:
         raise ParameterError(f"{path} has no queries")
-    if answers and len(answers) != len(queries):
-        raise ParameterError(f"{path}: {len(answers)} of {len(queries)} rows have an answer")
-    return queries, answers or None
+    given = sum(given_answer(row) is not None for row in rows)
+    if given not in (0, len(rows)):
+        raise ParameterError(f"{path}: {given} of {len(rows)} rows have an answer")
+    return rows
 
 
-def _answer(row: Row) -> Prompt | None:
+def given_answer(row: Row) -> Prompt | None:
+    """Its text or token ids, where the row has it."""
     if not {"answer", "answer_token_ids"} & row.fields.keys():
         return None
     name = row.one_of("answer", "answer_token_ids")
