@@ -261,8 +261,8 @@ PYBIND11_MODULE(_native, m) {
         "Instruction sets of this build that this machine runs, best first.");
   m.def("philox", philox, py::arg("seed"), py::arg("position"), py::arg("sample"));
   const py::call_guard<py::gil_scoped_release> unlocked;
-  m.def("read_bandwidth", bandwidth, py::arg("threads"), py::arg("seconds"),
-        py::arg("bytes"), unlocked);
+  m.def("read_bandwidth", bandwidth, py::arg("threads"), py::arg("seconds"), py::arg("bytes"),
+        unlocked);
   m.def("arithmetic_peak", peak, py::arg("isa"), py::arg("dtype"), py::arg("threads"),
         py::arg("seconds"), unlocked);
   py::class_<Model>(m, "Model")

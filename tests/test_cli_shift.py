@@ -54,15 +54,16 @@ def test_a_run_killed_at_any_point_is_taken_up(
 ) -> None:
     queries, out = write_queries(tmp_path / "queries.jsonl", 40), tmp_path / "killed"
     options = ("--queries", queries, "--max-tokens", 30, "--max-batch", 3, *sampling)
-    for goal in (1, 15, 30):  # rows that must be there before the process is killed
+    for goal in (0, 1, 15, 30):  # rows that must be there before the process is killed
         process = start(*pair, *options, "--out", out)
-        while process.poll() is None and lines(out) < goal:
+        while process.poll() is None and (not out.exists() or lines(out) < goal):
             time.sleep(0.002)
         process.kill()
         process.communicate()
         assert lines(out) >= goal
+        if goal == 0:
+            continue
         held = (out / "answers.jsonl").read_bytes()
-        assert not (out / "tokens.parquet").exists()
         (out / "answers.jsonl").write_bytes(held + b'{"id": "row')
     assert "dropped 11 bytes" in cli(*pair, *options, "--out", out).stderr
     assert (out / "answers.jsonl").read_bytes().startswith(held)
@@ -139,7 +140,7 @@ def test_given_answers_are_part_of_the_input(pair: tuple[Any, ...], tmp_path: Pa
     write_rows(queries, given[0], {"query": "b", "answer_token_ids": [5, 7]})
     assert "made from token_ids = [5, 6]" in cli(*run, code=1).stderr
     write_rows(queries, {"query": "a"}, {"query": "b"})
-    assert 'answers ("given" then, "generated" now)' in cli(*run, code=1).stderr
+    assert "generated (false then, true now)" in cli(*run, code=1).stderr
 
 
 def test_a_query_that_is_too_long_is_refused_before_any_work(
@@ -182,13 +183,14 @@ def random_shift(sizes: list[int], k: int) -> TokenShift:
     )
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered")
 @pytest.mark.parametrize("k", [0, 1, 4])
 def test_every_bit_survives_the_file(tmp_path: Path, k: int) -> None:
     shift = random_shift([300, 0, 7], max(k, 1))
     if k == 0:
         none = shift.base_top_ids[:, :0]
         shift = replace(shift, base_top_ids=none, base_top_logprobs=none.astype(np.float32))
-    shift.save(tmp_path)
+    shift.save(tmp_path)  # the mean of such floats may well overflow
     assert made(TokenShift.load(tmp_path)) == made(shift)
 
 

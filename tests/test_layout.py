@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOW = (
     *("errors", "json_values", "config", "checkpoint", "weights", "tokenizer", "prompt"),
     *("sampling", "stop", "outputs", "kv_cache", "kernels", "backends", "prefix_store"),
-    *("scheduler", "engine", "token_shift", "gguf_import", "jsonl", "cli"),
+    *("scheduler", "engine", "jsonl", "token_shift", "gguf_import", "cli"),
 )
 # Modules before the command line that read environment variables, and which: each is documented.
 ENVIRONMENT: dict[str, set[str]] = {}

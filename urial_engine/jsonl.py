@@ -192,8 +192,7 @@ def _check_header(path: Path, parameters: Json, *, started: bool) -> None:
     header = path.with_name(path.name + ".run.json")
     wanted = _plain(parameters)
     if not started:
-        text = json.dumps(wanted, ensure_ascii=False, indent=1)
-        write_atomically(header, f"{text}\n".encode())
+        write_atomically(header, json.dumps(wanted, ensure_ascii=False, indent=1).encode() + b"\n")
         return
     try:
         given = json.loads(header.read_bytes())

@@ -6,6 +6,7 @@ marginal at ranks 2 and 3, shifted above.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ParameterError
+from .jsonl import Row, read_rows
+from .token_shift_rows import ANSWERS, read_columns, write_rows, write_tables
 
 if TYPE_CHECKING:
     import pyarrow
@@ -117,16 +120,45 @@ class TokenShift:
         names = np.array(CLASSES, dtype=object)[self.shift_class]
         return pa.table({**columns, "shift_class": names.astype(str)})
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """For JSON, a row an answer with all of it: its `id` (its number, from 1, where it has
+        none), its other fields, and each measure as a list with an entry for each of its tokens.
+
+        A float32 becomes the double of the same value, which JSON writes and reads exactly.
+        """
+        end = 0
+        for number, answer in enumerate(self.answers, start=1):
+            start, end = end, end + len(answer.token_ids)
+            told = {f.name: getattr(answer, f.name) for f in fields(answer) if f.name != "id"}
+            own = {name: getattr(self, name)[start:end] for name in COLUMNS}
+            own = {n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in own.items()}
+            yield {"id": number if answer.id is None else answer.id, **told, **own}
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Row]) -> TokenShift:
+        """The inverse of `rows`. ParameterError names the row that is not one of them."""
+        told, measures = read_columns(rows, COLUMNS)
+        answers = [Answer(**fields) for fields in told]
+        lengths = [len(a.token_ids) for a in answers]
+        return cls(
+            answers=answers,
+            answer=np.repeat(np.arange(len(answers), dtype=np.int32), lengths),
+            position=np.array([p for n in lengths for p in range(n)], np.int32),
+            token_id=np.array([i for a in answers for i in a.token_ids], np.int32),
+            **measures,
+        )
+
     def save(self, folder: str | Path) -> None:
         """Write tokens.parquet (a row a token), answers.jsonl (a row an answer, with its contexts
         and its measures), summary.json; each is whole or not there."""
-        from .jsonl_shift import save_shift
-
-        save_shift(self, Path(folder))
+        write_tables(Path(folder), self.table(), self.summary())
+        write_rows(Path(folder), self.rows())
 
     @classmethod
     def load(cls, folder: str | Path) -> TokenShift:
         """Read back what `save`, or the command `shift`, has written, from answers.jsonl alone."""
-        from .jsonl_shift import load_shift
+        return cls.of_rows(read_rows(Path(folder) / ANSWERS))
 
-        return load_shift(Path(folder))
+
+DERIVED = {"answers", "answer", "position", "token_id"}  # follow from the answers' token_ids
+COLUMNS = [f.name for f in fields(TokenShift) if f.name not in DERIVED]

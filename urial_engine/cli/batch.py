@@ -18,6 +18,7 @@ from .options import console, note
 
 if TYPE_CHECKING:
     from ..engine import Engine
+    from ..engine_inputs import Prompt
     from ..scheduler_requests import Request
 
 Fields = dict[str, Any]
@@ -85,3 +86,11 @@ def rows_bar(total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=where, transient=True, disable=not where.is_terminal) as bar:
         task = bar.add_task("", total=total)
         yield lambda done: bar.update(task, completed=done)
+
+
+def given_answer(row: Row) -> Prompt | None:
+    """Its text or token ids, where the row has it."""
+    if not {"answer", "answer_token_ids"} & row.fields.keys():
+        return None
+    name = row.one_of("answer", "answer_token_ids")
+    return row.text(name) if name == "answer" else row.token_ids(name)

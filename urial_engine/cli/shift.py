@@ -12,11 +12,11 @@ import typer
 
 from ..errors import ParameterError
 from ..jsonl import Row, read_rows
-from .options import EngineOptions, SamplingOptions, any_prompt, console, note, with_options
+from .batch import given_answer
+from .options import EngineOptions, SamplingOptions, any_prompt, console, with_options
 
 if TYPE_CHECKING:
     from ..engine import Engine
-    from ..engine_inputs import Prompt
     from ..prompt import UrialPrompt
 
 HOW = "`default` or a file (URIAL), `chat`, or a text that holds {query}."
@@ -73,8 +73,6 @@ def shift(
         run = Run((models[0], models[-1]), forms, params, top_k)
         whole = run.kept(rows, out, engine.max_batch) if out else run.measure(rows, shown=True)
         print_shift(console(), whole, models[-1].tokenizer)
-    if out is not None:
-        note(f"{out} has it all", title="done:", style="bold green")
 
 
 def _open(engine: EngineOptions, model: str, form: UrialPrompt | str) -> Engine:
@@ -93,19 +91,9 @@ def _read(path: Path) -> list[Row]:
         rows = [Row(i, {"query": text}, f"{path}:{i}") for i, text in lines if text.strip()]
     else:
         rows = read_rows(path)
-    for row in rows:
-        row.text("query")
-    if not rows:
+    if not [row.text("query") for row in rows]:
         raise ParameterError(f"{path} has no queries")
     given = sum(given_answer(row) is not None for row in rows)
     if given not in (0, len(rows)):
         raise ParameterError(f"{path}: {given} of {len(rows)} rows have an answer")
     return rows
-
-
-def given_answer(row: Row) -> Prompt | None:
-    """Its text or token ids, where the row has it."""
-    if not {"answer", "answer_token_ids"} & row.fields.keys():
-        return None
-    name = row.one_of("answer", "answer_token_ids")
-    return row.text(name) if name == "answer" else row.token_ids(name)

@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..jsonl import Results, Row
-from ..jsonl_shift import ANSWERS, load_shift, save_tables, shift_rows
 from ..prompt import UrialPrompt, prompt_form
 from ..sampling import SEEDS, SamplingParams
 from ..token_shift import token_shift
-from .batch import Fields, depends_on, rows_bar
+from ..token_shift_result import TokenShift
+from ..token_shift_rows import ANSWERS, write_tables
+from .batch import Fields, depends_on, given_answer, rows_bar
 from .options import console, note
-from .shift import given_answer
 
 if TYPE_CHECKING:
     from ..engine import Engine
-    from ..token_shift_result import TokenShift
 
 
 @dataclass(frozen=True)
@@ -34,14 +33,13 @@ class Run:
     top_k: int
 
     def measure(self, rows: Sequence[Row], *, shown: bool) -> TokenShift:
-        given = [answer for row in rows if (answer := given_answer(row)) is not None]
         return token_shift(
             *self.models,
             [row.text("query") for row in rows],
             base_prompt=self.forms[0],
             aligned_prompt=self.forms[1],
             params=self.params,
-            answers=given or None,
+            answers=[a for row in rows if (a := given_answer(row)) is not None] or None,
             top_k=self.top_k,
             progress=shown and console().is_terminal,
         )
@@ -59,12 +57,13 @@ class Run:
                 for start in range(0, len(pending), group):
                     show(len(rows) - len(pending) + start)
                     some = pending[start : start + group]
-                    found = shift_rows(run.measure(some, shown=False))
+                    found = run.measure(some, shown=False).rows()
                     for row, fields in zip(some, found, strict=True):
                         file.write({**fields, "id": row.id})
             # From the file, so that it does not matter which run wrote a row.
-            whole = load_shift(out)
-            save_tables(whole, out)
+            whole = TokenShift.load(out)
+            write_tables(out, whole.table(), whole.summary())
+        note(f"{out} has it all", title="done:", style="bold green")
         return whole
 
     def _check(self, rows: Sequence[Row]) -> None:
@@ -80,12 +79,9 @@ class Run:
     def _parameters(self, rows: Sequence[Row]) -> Fields:
         """All that a row depends on besides the input's; how to sample, where that is done."""
         generated = given_answer(rows[0]) is None
-        fields = {
-            "command": "shift",
-            "answers": "generated" if generated else "given",
-            "kept_top_k": self.top_k,  # the sampling's top_k is another one
-            **(asdict(self.params) if generated else {}),
-        }
+        # The sampling has a top_k of its own.
+        fields = {"command": "shift", "generated": generated, "kept_top_k": self.top_k}
+        fields |= asdict(self.params) if generated else {}
         for side, engine, form in zip(("base", "aligned"), self.models, self.forms, strict=True):
             prompt = form.text if isinstance(form, UrialPrompt) else form
             own = {"prompt": prompt, **depends_on(engine)}
@@ -95,18 +91,16 @@ class Run:
 
 def _begin(row: Row) -> Fields:
     """With what the result of this row begins."""
-    begun = {"id": row.id, "query": row.text("query")}
     given = given_answer(row)
-    if given is None:
-        return begun
-    return {**begun, "text" if isinstance(given, str) else "token_ids": given}
+    own = {} if given is None else {"text" if isinstance(given, str) else "token_ids": given}
+    return {"id": row.id, "query": row.text("query"), **own}
 
 
 def _with_seed(params: SamplingParams, header: Path) -> SamplingParams:
     """One seed for all of the run: that which it was begun with, else a fresh one."""
     if params.temperature == 0 or params.seed is not None:
         return params
-    seed = None
-    with suppress(OSError, ValueError, AttributeError):
-        seed = json.loads(header.read_bytes()).get("seed")
-    return replace(params, seed=secrets.randbelow(SEEDS) if seed is None else seed)
+    seed = secrets.randbelow(SEEDS)
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        seed = int(json.loads(header.read_bytes())["seed"])
+    return replace(params, seed=seed)
