@@ -28,7 +28,7 @@ _FLOATS: dict[str, tuple[float, float]] = {
     "frequency_penalty": (-100.0, 100.0),
 }
 _INTEGERS: dict[str, tuple[int, int | None]] = {
-    "n": (1, (1 << 31) - 1),
+    "n": (1, 1 << 16),
     "top_k": (-1, (1 << 31) - 1),
     "max_tokens": (1, None),
     "min_tokens": (0, None),
