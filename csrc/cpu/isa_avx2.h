@@ -10,7 +10,8 @@ struct Isa {
   using F = __m256;
   static constexpr int W = 8;
   static constexpr int NV = 2;
-  static constexpr int MR = 5;
+  static constexpr int MR = 6;
+  static constexpr int kWideRows = 2;
 
   static F zero() { return _mm256_setzero_ps(); }
   static F set1(float v) { return _mm256_set1_ps(v); }
@@ -45,10 +46,13 @@ struct Isa {
   static int count_equal(F a, F b) {
     return __builtin_popcount(unsigned(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ))));
   }
-  static void widen(const uint16_t* p, F& first, F& second) {
-    const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    first = _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
-    second = _mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32(int(0xffff0000))));
+  static F first(const uint16_t* p) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs(p), 16)); }
+  // Two shifts and not a mask: a mask would take the register that the last sum needs.
+  static F second(const uint16_t* p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_srli_epi32(pairs(p), 16), 16));
+  }
+  static __m256i pairs(const uint16_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 };

@@ -11,6 +11,7 @@ struct Isa {
   static constexpr int W = 16;   // lanes
   static constexpr int NV = 2;   // registers of columns in a micro tile
   static constexpr int MR = 12;  // rows in a micro tile: MR * NV accumulators, and room for weights
+  static constexpr int kWideRows = 0;  // NV registers already are a whole panel
 
   static F zero() { return _mm512_setzero_ps(); }
   static F set1(float v) { return _mm512_set1_ps(v); }
@@ -34,11 +35,13 @@ struct Isa {
     return _mm_popcnt_u32(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ));
   }
   static int count_equal(F a, F b) { return _mm_popcnt_u32(_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ)); }
-  // Consecutive pairs of bf16: the first of each pair and the second, as fp32.
-  static void widen(const uint16_t* p, F& first, F& second) {
-    const __m512i w = _mm512_loadu_si512(p);
-    first = _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
-    second = _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32(int(0xffff0000))));
+  // Of W consecutive pairs of bf16 the first, or the second, of each as fp32.
+  static F first(const uint16_t* p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));
+  }
+  static F second(const uint16_t* p) {
+    return _mm512_castsi512_ps(
+        _mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(int(0xffff0000))));
   }
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 };

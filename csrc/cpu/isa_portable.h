@@ -14,6 +14,7 @@ struct Isa {
   static constexpr int W = 4;
   static constexpr int NV = 2;
   static constexpr int MR = 4;
+  static constexpr int kWideRows = 1;
 
   static F set1(float v) { return F{v, v, v, v}; }
   static F zero() { return set1(0.f); }
@@ -46,9 +47,11 @@ struct Isa {
   static int count(I mask) { return -(mask[0] + mask[1] + mask[2] + mask[3]); }
   static int count_greater(F a, F b) { return count(a > b); }
   static int count_equal(F a, F b) { return count(a == b); }
-  static void widen(const uint16_t* p, F& first, F& second) {
-    for (int i = 0; i < W; ++i)
-      first[i] = bf16_to_f32(p[2 * i]), second[i] = bf16_to_f32(p[2 * i + 1]);
+  static F first(const uint16_t* p) { return half(p, 0); }
+  static F second(const uint16_t* p) { return half(p, 1); }
+  static F half(const uint16_t* p, int which) {
+    return F{bf16_to_f32(p[which]), bf16_to_f32(p[2 + which]), bf16_to_f32(p[4 + which]),
+             bf16_to_f32(p[6 + which])};
   }
   static void prefetch(const void* p) { __builtin_prefetch(p); }
 };

@@ -5,28 +5,34 @@
 
 namespace urial::cpu::URIAL_RUNG {
 
-// out[m][0..31] = sum over k of x[m][k] w[k][0..31], for M rows.
+// out[m][0..31] = sum over k of x[m][k] w[k][0..31], for M rows. Few rows take a whole panel of
+// columns at once: their sums are then enough to hide the latency of an addition, and the panel is
+// read in one sweep.
 template <class P, int M>
 inline void micro(const typename P::X* x, ptrdiff_t x_stride, const typename P::Wt* w, int steps,
                   float* out, ptrdiff_t out_stride) {
   constexpr int kStride = kPanel * P::kStep;  // elements of w from one step to the next
-  for (int column = 0; column < kPanel; column += P::NV * P::W) {
-    typename P::F acc[M][P::NV];
+  constexpr int NV = M <= P::kWideRows ? kPanel / P::W : P::NV;
+  for (int column = 0; column < kPanel; column += NV * P::W) {
+    typename P::F acc[M][NV];
     for (int m = 0; m < M; ++m)
-      for (int v = 0; v < P::NV; ++v) acc[m][v] = P::zero();
+      for (int v = 0; v < NV; ++v) acc[m][v] = P::zero();
     const typename P::Wt* at = w + column * P::kStep;
     for (int s = 0; s < steps; ++s, at += kStride) {
-      typename P::Weights weights[P::NV];
-      for (int v = 0; v < P::NV; ++v) weights[v] = P::weights(at + v * P::W * P::kStep);
       // 1 KiB ahead in either dtype: about what one row's kernel reads in the latency of memory.
       P::prefetch(at + 8 * kStride);
-      for (int m = 0; m < M; ++m) {
-        const auto b = P::broadcast(x + m * x_stride + s * P::kStep);
-        for (int v = 0; v < P::NV; ++v) acc[m][v] = P::dot(acc[m][v], b, weights[v]);
+      // A part of the step for all rows before the next part: its weights need few registers.
+      for (int part = 0; part < P::kParts; ++part) {
+        decltype(P::weights(at, part)) weights[NV];
+        for (int v = 0; v < NV; ++v) weights[v] = P::weights(at + v * P::W * P::kStep, part);
+        for (int m = 0; m < M; ++m) {
+          const auto b = P::broadcast(x + m * x_stride + s * P::kStep, part);
+          for (int v = 0; v < NV; ++v) acc[m][v] = P::dot(acc[m][v], b, weights[v]);
+        }
       }
     }
     for (int m = 0; m < M; ++m)
-      for (int v = 0; v < P::NV; ++v) P::store(out + m * out_stride + column + v * P::W, acc[m][v]);
+      for (int v = 0; v < NV; ++v) P::store(out + m * out_stride + column + v * P::W, acc[m][v]);
   }
 }
 

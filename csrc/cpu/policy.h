@@ -1,13 +1,14 @@
 // How a packed dtype meets an instruction set. A policy says what an activation is (X), what a
-// weight is (Wt), how many k one step takes, and how to add a step's product to an accumulator.
-// Everything else is written once, against a policy.
+// weight is (Wt), how many k one step takes, in how many parts it takes them one after the other,
+// and how to add a part's product to an accumulator. Everything else is written once, against a
+// policy.
 //
 // What an Isa must offer (isa_*.h): F, a vector of W floats; a micro tile of MR rows by NV vectors
-// of columns, whose sums fit in registers; zero, set1, load and store at any address; add, sub,
-// mul, div, fma (a * b + c), round (to nearest, ties to even), scale2 (a * 2^n, n an integer); max
-// and min, which give their second operand where one is NaN; sum and largest over lanes, halves
-// against halves; count_greater and count_equal, in how many lanes; widen, W pairs of bf16 as the
-// first and the second of each; prefetch.
+// of columns, whose sums fit in registers, and kWideRows, up to how many rows a whole panel of
+// columns does; zero, set1, load and store at any address; add, sub, mul, div, fma (a * b + c),
+// round (to nearest, ties to even), scale2 (a * 2^n, n an integer); max and min, which give their
+// second operand where one is NaN; sum and largest over lanes, halves against halves; count_greater
+// and count_equal, in how many lanes; first and second, of each of W pairs of bf16; prefetch.
 #pragma once
 #include "numbers.h"
 #include "types.h"
@@ -19,16 +20,10 @@ struct F32 : Isa {
   using X = float;
   using Wt = float;
   static constexpr Dtype kDtype = Dtype::kF32;
-  static constexpr int kStep = 1;
-  struct Weights {
-    F v;
-  };
-  struct Broadcast {
-    F v;
-  };
-  static Weights weights(const Wt* p) { return {load(p)}; }
-  static Broadcast broadcast(const X* p) { return {set1(*p)}; }
-  static F dot(F acc, Broadcast x, Weights w) { return fma(x.v, w.v, acc); }
+  static constexpr int kStep = 1, kParts = 1;
+  static F weights(const Wt* p, int) { return load(p); }
+  static F broadcast(const X* p, int) { return set1(*p); }
+  static F dot(F acc, F x, F w) { return fma(x, w, acc); }
   static void store_x(X* p, F v) { store(p, v); }
   static X to_x(float v) { return v; }
   static Wt to_wt(float v) { return v; }
@@ -40,16 +35,14 @@ struct Bf16 : Isa {
   using X = uint16_t;
   using Wt = uint16_t;
   static constexpr Dtype kDtype = Dtype::kBf16;
-  static constexpr int kStep = 2;
-  using Weights = __m512bh;
-  using Broadcast = __m512bh;
-  static Weights weights(const Wt* p) { return (__m512bh)_mm512_loadu_si512(p); }
-  static Broadcast broadcast(const X* p) {
+  static constexpr int kStep = 2, kParts = 1;
+  static __m512bh weights(const Wt* p, int) { return (__m512bh)_mm512_loadu_si512(p); }
+  static __m512bh broadcast(const X* p, int) {
     int32_t pair;
     __builtin_memcpy(&pair, p, 4);
     return (__m512bh)_mm512_set1_epi32(pair);
   }
-  static F dot(F acc, Broadcast x, Weights w) { return _mm512_dpbf16_ps(acc, x, w); }
+  static F dot(F acc, __m512bh x, __m512bh w) { return _mm512_dpbf16_ps(acc, x, w); }
   static void store_x(X* p, F v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(v));
   }
@@ -62,22 +55,10 @@ struct Bf16 : Isa {
   using X = float;
   using Wt = uint16_t;
   static constexpr Dtype kDtype = Dtype::kBf16;
-  static constexpr int kStep = 2;
-  struct Weights {
-    F first, second;
-  };
-  struct Broadcast {
-    F first, second;
-  };
-  static Weights weights(const Wt* p) {
-    Weights w;
-    widen(p, w.first, w.second);
-    return w;
-  }
-  static Broadcast broadcast(const X* p) { return {set1(p[0]), set1(p[1])}; }
-  static F dot(F acc, Broadcast x, Weights w) {
-    return fma(x.second, w.second, fma(x.first, w.first, acc));
-  }
+  static constexpr int kStep = 2, kParts = 2;
+  static F weights(const Wt* p, int part) { return part == 0 ? first(p) : second(p); }
+  static F broadcast(const X* p, int part) { return set1(p[part]); }
+  static F dot(F acc, F x, F w) { return fma(x, w, acc); }
   static void store_x(X* p, F v) { store(p, v); }
   static X to_x(float v) { return v; }
   static Wt to_wt(float v) { return f32_to_bf16(v); }
