@@ -83,16 +83,20 @@ inline py::tuple rope(Cache& cache, const F32Array& qkv, const F32Array& cos, co
 }
 
 inline F32Array attend(Cache& cache, const F32Array& q, const I32Array& positions,
-                       const I32Array& sequences, const I32Array& tables, int tile_queries) {
+                       const I32Array& sequences, const I32Array& tables, int tile_queries,
+                       int parts) {
   const RowArrays rows{positions, sequences, tables};
   rows.check(1 << 30, cache.blocks());
   expect(q.size() == py::ssize_t(rows.count()) * cache.heads() * cache.head_dim(),
          "queries must be [T, H, D]");
   expect(tile_queries > 0 && tile_queries <= kMaxQueries, "a tile holds 1 to 128 queries");
+  const int group = cache.heads() / cache.kv_heads();
+  expect(parts >= 0 && (parts < 2 || rows.count() <= tile_rows(group, tile_queries)),
+         "parts are of one tile: all queries of a key head must fit in it");
   F32Array out = queries_like(cache, rows.count());
   float* to = out.mutable_data();
   py::gil_scoped_release release;
-  cache.attend(rows_of(rows), q.data(), tile_queries, to);
+  cache.attend(rows_of(rows), q.data(), tile_queries, parts, to);
   return out;
 }
 
@@ -153,7 +157,7 @@ inline void bind(py::module_& m) {
       .def("rope", &rope, arg("qkv"), arg("cos"), arg("sin"), arg("positions"), arg("sequences"),
            arg("tables"))
       .def("attend", &attend, arg("q"), arg("positions"), arg("sequences"), arg("tables"),
-           arg("tile_queries") = kTileQueries)
+           arg("tile_queries") = kTileQueries, arg("parts") = 0)
       .def("read_block", &read_block);
   m.def("rmsnorm", &norm, arg("x"), arg("weight"), arg("epsilon"), py::kw_only(), arg("dtype"),
         arg("isa"));

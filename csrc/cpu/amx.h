@@ -12,7 +12,8 @@ namespace urial::cpu::URIAL_RUNG {
 template <>
 struct Inner<Bf16> {
   static constexpr int kRows = 32, kTileRows = 16;
-  bool streaming = true;  // w comes from memory, not from a cache
+  static constexpr ptrdiff_t kAhead = 8192;  // see matmul.h
+  ptrdiff_t ahead = 0;
 
   ~Inner() {
     if (configured_) _tile_release();
@@ -35,8 +36,7 @@ struct Inner<Bf16> {
       _tile_zero(2);
       _tile_zero(3);
       for (int s = 0; s < steps; s += kTileRows, x += kPanel, lower += kPanel, w += kGroup) {
-        // Twice the work a group, so half as far ahead as below for the same time.
-        if (streaming) prefetch_group(w + 2 * kGroup);
+        if (ahead) prefetch_group(w);
         _tile_loadd(4, x, x_bytes);
         _tile_loadd(6, w, kW);
         _tile_loadd(7, w + kPanel, kW);
@@ -50,8 +50,7 @@ struct Inner<Bf16> {
       _tile_stored(3, lower_out + kTileRows, out_bytes);
     } else {
       for (int s = 0; s < steps; s += kTileRows, x += kPanel, w += kGroup) {
-        // 8 KiB ahead: about what this loop reads in the latency of memory.
-        if (streaming) prefetch_group(w + 4 * kGroup);
+        if (ahead) prefetch_group(w);
         _tile_loadd(4, x, x_bytes);
         _tile_loadd(6, w, kW);
         _tile_loadd(7, w + kPanel, kW);
@@ -89,8 +88,9 @@ struct Inner<Bf16> {
   // The compiler does not see what tile instructions read: stores that stand before must be done.
   static void settle() { __asm__ volatile("" ::: "memory"); }
 
-  static void prefetch_group(const uint16_t* w) {
-    for (int line = 0; line < 2 * kTileRows; ++line) Isa::prefetch(w + line * 32);
+  void prefetch_group(const uint16_t* w) const {
+    const char* from = reinterpret_cast<const char*>(w) + ahead;
+    for (int line = 0; line < 2 * kTileRows; ++line) Isa::prefetch(from + line * 64);
   }
 
   int configured_ = 0;

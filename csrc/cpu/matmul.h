@@ -10,7 +10,7 @@ namespace urial::cpu::URIAL_RUNG {
 // read in one sweep.
 template <class P, int M>
 inline void micro(const typename P::X* x, ptrdiff_t x_stride, const typename P::Wt* w, int steps,
-                  float* out, ptrdiff_t out_stride) {
+                  ptrdiff_t ahead, float* out, ptrdiff_t out_stride) {
   constexpr int kStride = kPanel * P::kStep;  // elements of w from one step to the next
   constexpr int NV = M <= P::kWideRows ? kPanel / P::W : P::NV;
   for (int column = 0; column < kPanel; column += NV * P::W) {
@@ -19,8 +19,7 @@ inline void micro(const typename P::X* x, ptrdiff_t x_stride, const typename P::
       for (int v = 0; v < NV; ++v) acc[m][v] = P::zero();
     const typename P::Wt* at = w + column * P::kStep;
     for (int s = 0; s < steps; ++s, at += kStride) {
-      // 1 KiB ahead in either dtype: about what one row's kernel reads in the latency of memory.
-      P::prefetch(at + 8 * kStride);
+      P::prefetch(reinterpret_cast<const char*>(at) + ahead);
       // A part of the step for all rows before the next part: its weights need few registers.
       for (int part = 0; part < P::kParts; ++part) {
         decltype(P::weights(at, part)) weights[NV];
@@ -39,19 +38,23 @@ inline void micro(const typename P::X* x, ptrdiff_t x_stride, const typename P::
 // Any number of rows up to MR, by the kernel for exactly that many.
 template <class P, int M = P::MR>
 inline void micro_rows(int m, const typename P::X* x, ptrdiff_t x_stride, const typename P::Wt* w,
-                       int steps, float* out, ptrdiff_t out_stride) {
-  if (m == M) return micro<P, M>(x, x_stride, w, steps, out, out_stride);
-  if constexpr (M > 1) micro_rows<P, M - 1>(m, x, x_stride, w, steps, out, out_stride);
+                       int steps, ptrdiff_t ahead, float* out, ptrdiff_t out_stride) {
+  if (m == M) return micro<P, M>(x, x_stride, w, steps, ahead, out, out_stride);
+  if constexpr (M > 1) micro_rows<P, M - 1>(m, x, x_stride, w, steps, ahead, out, out_stride);
 }
 
 // The inner kernel as the operations see it. A rung with matrix registers has its own (amx.h).
 template <class P>
 struct Inner {
   static constexpr int kRows = P::MR;
-  bool streaming = true;  // w comes from memory, not from a cache; only amx.h reads it
+  // How far from where it reads w the kernel prefetches, in bytes; 0 where w is in a cache already.
+  ptrdiff_t ahead = 0;
+  // For a matrix that comes from memory: about what one row's kernel reads in the latency of that.
+  static constexpr ptrdiff_t kAhead = 1024;
+
   void operator()(int m, const typename P::X* x, ptrdiff_t x_stride, const typename P::Wt* w,
                   int steps, float* out, ptrdiff_t out_stride) {
-    micro_rows<P>(m, x, x_stride, w, steps, out, out_stride);
+    micro_rows<P>(m, x, x_stride, w, steps, ahead, out, out_stride);
   }
   // Rows in equal tiles of at most kRows: f(first row, rows).
   template <class Tile>
@@ -109,7 +112,7 @@ void matmul(const MatmulArgs& a, int panel_begin, int panel_end) {
   for (int p = panel_begin; p < panel_end; ++p) {
     const auto* w = static_cast<const typename P::Wt*>(a.w.panel(p));
     Inner<P>::tiles(a.m, [&](int row, int rows) {
-      inner.streaming = row == 0;  // the rows after the first find the panel in a cache
+      inner.ahead = row == 0 ? Inner<P>::kAhead : 0;
       inner(rows, x + row * a.x_stride, a.x_stride, w, a.w.steps(), tile, kPanel);
       finish<P>(a, p, row, rows, tile);
     });

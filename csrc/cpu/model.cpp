@@ -27,7 +27,8 @@ Model::Model(const Shape& shape, Dtype dtype, const std::string& isa, int thread
       dtype_(dtype),
       k_(kernels_or_throw(isa, dtype)),
       team_(threads),
-      layers_(shape.layers) {
+      layers_(shape.layers),
+      attend_(k_, team_) {
   const Shape& s = shape_;
   if (s.head_dim > kMaxHead || s.head_dim % 2)
     throw std::invalid_argument("head size must be even and at most 256");
@@ -84,7 +85,7 @@ void Model::load_matrix(Part part, int layer, const void* source, Source type, i
   if (columns != to.matrix->w.k || rows != to.rows)
     throw std::invalid_argument("a weight has another shape than the configuration");
   team_.run([&](int) {
-    team_.share(rows, kPanel, [&](int begin, int end) {
+    team_.share(rows, [&](int begin, int end) {
       pack_rows(source, type, begin, end, to.matrix->w, to.columns);
     });
   });

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "attend.h"
 #include "memory.h"
 #include "pack.h"
 #include "pool.h"
@@ -67,6 +68,13 @@ class Model {
   // where they are needed.
   const Packed& head() const { return head_.w; }
   int head_stride() const { return round_up(shape_.hidden, kPanel); }
+  // Memory for them, and for logits, kept from call to call.
+  char* activation_memory(int rows) {
+    return head_x_.at_least(size_t(rows) * head_stride() * k_.x_bytes);
+  }
+  float* logit_memory(size_t count) {
+    return reinterpret_cast<float*>(head_z_.at_least(count * sizeof(float)));
+  }
   // Inside team().run(): hidden [rows][C] -> activations [rows][head_stride()].
   void activations(const float* hidden, int rows, void* x);
 
@@ -102,8 +110,11 @@ class Model {
   size_t weight_bytes_ = 0, block_bytes_ = 0, blocks_ = 0;
   Memory pool_;
 
+  Memory head_x_, head_z_;
+
   // Activations of a call of up to capacity_ rows, kept between calls.
   int capacity_ = 0;
+  Attend attend_;
   Memory residual_, normed_, qkv_, queries_, attended_, act_;
 };
 

@@ -59,7 +59,7 @@ void Team::run(const std::function<void(int)>& body) {
   }
   wake_.notify_all();
   body(0);
-  meet();
+  meet([] {});
 }
 
 void Team::work(int thread) {
@@ -75,18 +75,11 @@ void Team::work(int thread) {
     }
     ++done;
     (*body_)(thread);
-    meet();
+    meet([] {});
   }
 }
 
-void Team::meet() {
-  const unsigned generation = generation_.load(std::memory_order_acquire);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-    arrived_.store(0, std::memory_order_relaxed);
-    next_.store(0, std::memory_order_relaxed);
-    generation_.store(generation + 1, std::memory_order_release);
-    return;
-  }
+void Team::wait(unsigned generation) {
   Spin spin;
   while (generation_.load(std::memory_order_acquire) == generation) spin.once();
 }

@@ -95,6 +95,15 @@ struct AttentionArgs {
   int rows, heads, kv_heads, head_dim;
   int window;  // keys visible including itself; <= 0 for all
   int tile_rows;
+  // A call of one tile may be computed in parts, runs of its blocks. Each block's result then
+  // stands here until all are there: [K][table_stride] of part_floats(queries of the tile).
+  int parts;
+  float* part_memory;
+
+  // Maximum, sum and [padded D] values of each query.
+  URIAL_INLINE size_t part_floats(int queries) const {
+    return size_t(queries) * (2 + round_up(head_dim, kPanel));
+  }
 };
 
 // Where a key head's keys and values lie inside a block's layer, in bytes.
@@ -134,6 +143,9 @@ struct Kernels {
   void (*convert)(const float* in, int n, void* x);  // fp32 -> activations, padded to whole panels
   bool (*rope)(const RopeArgs&, int row);            // false when the row is not finite
   void (*attention)(const AttentionArgs&, int kv_head, int tile);
+  // The same for a call of one tile, in two steps: each of the parts, then all that they left.
+  void (*attention_part)(const AttentionArgs&, int kv_head, int part);
+  void (*attention_merge)(const AttentionArgs&, int kv_head);
   // n a multiple of 32. other may be null. Counts are against z_y over all n columns.
   TileStats (*stats)(const float* z, const float* other, int n, float z_y);
   // Index of the largest of n logits, the smallest among equals.
