@@ -5,7 +5,7 @@
 namespace urial::cpu {
 namespace {
 
-constexpr int kPartsPerThread = 8, kLeastBlocks = 2;
+constexpr int kPartsPerThread = 8;
 
 int tiles(const AttentionArgs& a) { return (a.rows + a.tile_rows - 1) / a.tile_rows; }
 
@@ -13,15 +13,16 @@ int tiles(const AttentionArgs& a) { return (a.rows + a.tile_rows - 1) / a.tile_r
 
 int Attend::parts(const AttentionArgs& a) const {
   if (team_.size() == 1 || tiles(a) > 1) return 1;
-  const int blocks = *std::max_element(a.positions, a.positions + a.rows) / kBlock + 1;
+  const int units = *std::max_element(a.positions, a.positions + a.rows) / kUnitKeys + 1;
   const int wanted = (kPartsPerThread * team_.size() + a.kv_heads - 1) / a.kv_heads;
-  return std::max(1, std::min(wanted, blocks / kLeastBlocks));
+  return std::min(wanted, units);
 }
 
 void Attend::prepare(AttentionArgs& a) {
   if (a.parts == 1) return;
   const int queries = a.rows * (a.heads / a.kv_heads);
-  const size_t bytes = size_t(a.kv_heads) * a.table_stride * a.part_floats(queries) * sizeof(float);
+  const size_t bytes =
+      size_t(a.kv_heads) * a.table_units() * a.part_floats(queries) * sizeof(float);
   if (!done_) done_ = std::make_unique<std::atomic<int>[]>(a.kv_heads);
   for (int h = 0; h < a.kv_heads; ++h) done_[h] = 0;
   a.part_memory = reinterpret_cast<float*>(memory_.at_least(bytes));

@@ -1,9 +1,9 @@
-// Causal attention over the blocks of the cache. Every block of 64 keys is reduced by itself and
-// the blocks are merged in order, so a row's result depends on its own keys and their absolute
-// positions alone. Rows beside each other that read the same physical block are multiplied with it
-// together: that is how a shared prefix is read once for all. Where a call has few rows, threads
-// share out a tile's blocks and leave each block's own result to be merged by the last of them:
-// the same merges in the same order, so the same bits.
+// Causal attention over the blocks of the cache. Four blocks at absolute multiples of four, 256
+// keys, are a unit: it is reduced by itself, and the units are merged in order, so a row's result
+// depends on its own keys and their absolute positions alone. Rows beside each other that read the
+// same physical block are multiplied with it together: that is how a shared prefix is read once for
+// all. Where a call has few rows, threads share out a tile's units and leave each unit's own result
+// to be merged by the last of them: the same merges in the same order, so the same bits.
 #pragma once
 #include <cmath>
 
@@ -14,8 +14,8 @@ namespace urial::cpu::URIAL_RUNG {
 // The maximum of no keys: finite, so that two of them may be subtracted.
 constexpr float kNothing = -3.40282347e38f;
 
-// A softmax-weighted sum of values for some queries, not yet divided by `sum`: that of one block,
-// or of all blocks so far. Scores are relative to `max`.
+// A softmax-weighted sum of values for some queries, not yet divided by `sum`: that of one unit, or
+// of all units so far. Weights are 2^(score - max), scores in bits (times log2 e).
 struct Weighted {
   float *max, *sum;  // [queries]
   float* out;        // [queries][padded D]
@@ -25,67 +25,75 @@ struct Weighted {
   }
 };
 
-// The sum of no block.
+// The sum of no unit.
 inline void clear(const Weighted& w, int queries, int width) {
   for (int i = 0; i < queries; ++i) w.max[i] = kNothing, w.sum[i] = 0;
   for (int i = 0; i < queries * width; ++i) w.out[i] = 0;
 }
 
+// Keys of a unit, or of a block: [begin, end).
 struct Span {
-  int begin, end;  // keys of the block that a query sees
+  int begin, end;
+
+  bool empty() const { return begin >= end; }
+  // What of it lies in `size` keys from `first` on, counted from there.
+  Span within(int first, int size) const {
+    const int from = begin - first, to = end - first;
+    return {from > 0 ? from : 0, to < size ? to : size};
+  }
 };
 
-inline Span visible(int position, int block, int window) {
-  const int first = window > 0 && position >= window ? position - window + 1 - block * kBlock : 0;
-  const int last = position + 1 - block * kBlock;
-  return {first > 0 ? first : 0, last < kBlock ? last : kBlock};
+// What a query at `position` sees of a unit.
+inline Span visible(int position, int unit, int window) {
+  const int oldest = window > 0 && position >= window ? position - window + 1 : 0;
+  return Span{oldest, position + 1}.within(unit * kUnitKeys, kUnitKeys);
 }
 
-// Scores of one query against a block -> probabilities in p, their maximum and sum. Keys outside
-// the span get 0.
+// Scores of one query -> weights in p, their maximum and sum. Scores outside the span may be
+// anything; their weights are 0.
 template <class P>
-inline void block_softmax(float* scores, Span seen, float scale, typename P::X* p, float& max,
-                          float& sum_out) {
+inline void unit_softmax(float* scores, Span seen, float bits, typename P::X* p, float& max,
+                         float& sum) {
   using F = typename P::F;
-  for (int j = 0; j < seen.begin; ++j) scores[j] = -INFINITY;
-  for (int j = seen.end; j < kBlock; ++j) scores[j] = -INFINITY;
-  F top = P::load(scores);
-  for (int j = P::W; j < kBlock; j += P::W) top = P::max(top, P::load(scores + j));
+  const int begin = seen.begin / P::W * P::W, end = round_up(seen.end, P::W);
+  for (int j = begin; j < seen.begin; ++j) scores[j] = -INFINITY;
+  for (int j = seen.end; j < end; ++j) scores[j] = -INFINITY;
+  F top = P::load(scores + begin);
+  for (int j = begin + P::W; j < end; j += P::W) top = P::max(top, P::load(scores + j));
   const float raw = P::largest(top);
-  const F shift = P::set1(raw), factor = P::set1(scale);
-  for (int j = 0; j < kBlock; j += P::W)
-    P::store(scores + j, exp(P::mul(P::sub(P::load(scores + j), shift), factor)));
-  for (int j = 0; j < seen.begin; ++j) scores[j] = 0;
-  for (int j = seen.end; j < kBlock; ++j) scores[j] = 0;
+  const F shift = P::set1(raw), factor = P::set1(bits);
   F total = P::zero();
-  for (int j = 0; j < kBlock; j += P::W) {
-    total = P::add(total, P::load(scores + j));
-    P::store_x(p + j, P::load(scores + j));
+  for (int j = 0; j < begin; j += P::W) P::store_x(p + j, P::zero());
+  for (int j = begin; j < end; j += P::W) {
+    const F weight = exp2(P::mul(P::sub(P::load(scores + j), shift), factor));
+    P::store_x(p + j, weight);
+    total = P::add(total, weight);
   }
-  max = raw * scale, sum_out = P::sum(total);
+  for (int j = end; j < kUnitKeys; j += P::W) P::store_x(p + j, P::zero());
+  max = raw * bits, sum = P::sum(total);
 }
 
-// run = run and the block, in that order, for `rows` queries. Where the block has nothing for a
-// query (its max is kNothing), the query keeps its bits.
+// run = run and the unit, in that order, for `rows` queries. Where the unit has nothing for a query
+// (its max is kNothing), the query keeps its bits.
 template <class P>
-inline void merge(const Weighted& run, const Weighted& block, int rows, int width) {
+inline void merge(const Weighted& run, const Weighted& unit, int rows, int width) {
   using F = typename P::F;
   constexpr int kPadded = (kMaxQueries + P::W - 1) / P::W * P::W;
   float old_scale[kPadded], new_scale[kPadded];
   for (int m = 0; m < rows; ++m) {
-    const float before = run.max[m], top = block.max[m] > before ? block.max[m] : before;
-    old_scale[m] = before - top, new_scale[m] = block.max[m] - top;
+    const float before = run.max[m], top = unit.max[m] > before ? unit.max[m] : before;
+    old_scale[m] = before - top, new_scale[m] = unit.max[m] - top;
     run.max[m] = top;
   }
   for (int m = rows; m < round_up(rows, P::W); ++m) old_scale[m] = new_scale[m] = 0;
   for (int m = 0; m < rows; m += P::W) {
-    P::store(old_scale + m, exp(P::load(old_scale + m)));
-    P::store(new_scale + m, exp(P::load(new_scale + m)));
+    P::store(old_scale + m, exp2(P::load(old_scale + m)));
+    P::store(new_scale + m, exp2(P::load(new_scale + m)));
   }
   for (int m = 0; m < rows; ++m) {
-    run.sum[m] = run.sum[m] * old_scale[m] + block.sum[m] * new_scale[m];
+    run.sum[m] = run.sum[m] * old_scale[m] + unit.sum[m] * new_scale[m];
     const F a = P::set1(old_scale[m]), b = P::set1(new_scale[m]);
-    const float* from = block.out + m * width;
+    const float* from = unit.out + m * width;
     float* to = run.out + m * width;
     for (int d = 0; d < width; d += P::W)
       P::store(to + d, P::fma(P::load(from + d), b, P::mul(P::load(to + d), a)));
@@ -95,6 +103,8 @@ inline void merge(const Weighted& run, const Weighted& block, int rows, int widt
 // The queries of one key head in some rows beside each other.
 template <class P>
 class Tile {
+  using Wt = typename P::Wt;
+
  public:
   Tile(const AttentionArgs& a, int kv_head, int tile)
       : a_(a),
@@ -103,47 +113,35 @@ class Tile {
         kv_head_(kv_head),
         row0_(tile * a.tile_rows),
         rows_(row0_ + a.tile_rows < a.rows ? a.tile_rows : a.rows - row0_),
-        scale_(1.f / std::sqrt(float(a.head_dim))),
+        bits_(1.44269504f / std::sqrt(float(a.head_dim))),
+        layout_(a.head_dim, P::kDtype),
         q_(static_cast<const typename P::X*>(a.q) +
            (size_t(kv_head) * a.rows + row0_) * group_ * width_) {
     for (int r = 0; r < rows_; ++r) {
       const int position = a.positions[row0_ + r];
       const int oldest =
-          a.window > 0 && position >= a.window ? (position - a.window + 1) / kBlock : 0;
+          a.window > 0 && position >= a.window ? (position - a.window + 1) / kUnitKeys : 0;
       first_ = oldest < first_ ? oldest : first_;
-      end_ = position / kBlock >= end_ ? position / kBlock + 1 : end_;
+      end_ = position / kUnitKeys >= end_ ? position / kUnitKeys + 1 : end_;
     }
   }
 
   int queries() const { return rows_ * group_; }
   int width() const { return width_; }
-  // Blocks that some row sees: [first(), end()).
+  // Units that some row sees: [first(), end()).
   int first() const { return first_; }
   int end() const { return end_; }
 
-  // What the blocks [begin, end) have for the queries, a block at a time, in order:
-  // found(block, first query, queries, Weighted). A block that a query does not see may be left
-  // out for it.
+  // What the units [begin, end) have for the queries, a unit at a time, in order:
+  // found(unit, first query, queries, Weighted).
   template <class Found>
   void visit(int begin, int end, Found&& found) const {
     Inner<P> inner;
-    for (int b = begin; b < end; ++b) {
-      Span seen[kMaxQueries];
-      int32_t block[kMaxQueries];  // physical, by row; -1 where the row sees none of its keys
-      for (int r = 0; r < rows_; ++r) {
-        const Span span = visible(a_.positions[row0_ + r], b, a_.window);
-        for (int g = 0; g < group_; ++g) seen[r * group_ + g] = span;
-        block[r] = span.begin < span.end ? physical(r, b) : -1;
+    for (int u = begin; u < end; ++u)
+      for (int q = 0; q < queries(); q += kQueries) {
+        const int count = queries() - q < kQueries ? queries() - q : kQueries;
+        reduce(inner, u, q, count, [&](const Weighted& w) { found(u, q, count, w); });
       }
-      for (int r = 0, next; r < rows_; r = next) {  // runs of rows that read the same block
-        for (next = r + 1; next < rows_ && block[next] == block[r];) ++next;
-        if (block[r] < 0) continue;
-        const char* at = address(block[r]);
-        inner.ahead = b + 1 < end ? address(physical(r, b + 1)) - at : 0;
-        reduce(inner, at, r * group_, (next - r) * group_, seen + r * group_,
-               [&](int query, int count, const Weighted& w) { found(b, query, count, w); });
-      }
-    }
   }
 
   // out = the queries' sums, divided.
@@ -157,49 +155,120 @@ class Tile {
   }
 
  private:
+  // Queries that are reduced together: whole tiles of the inner kernel, whose scores of a unit fit
+  // in the first cache.
+  static constexpr int kQueries = Inner<P>::kRows == 32 ? 32 : 24;
+  // Rows of these arrays begin in different sets of the first cache.
+  static constexpr int kScores = kUnitKeys + 16;
+  static constexpr int kWeights = kUnitKeys + 64 / int(sizeof(typename P::X));
+
+  int row_of(int query) const { return row0_ + query / group_; }
   int32_t physical(int row, int block) const {
-    return a_.tables[size_t(a_.sequences[row0_ + row]) * a_.table_stride + block];
+    return a_.tables[size_t(a_.sequences[row]) * a_.table_stride + block];
   }
   const char* address(int32_t block) const {
     return a_.pool + size_t(block) * a_.block_bytes + a_.layer_offset +
-           kv_head_ * CacheLayout(a_.head_dim, P::kDtype).head_bytes();
+           kv_head_ * layout_.head_bytes();
   }
 
-  // One block against the queries [first, first + count); seen[i] is the span of the i-th of them.
-  template <class Found>
-  void reduce(Inner<P>& inner, const char* block, int first, int count, const Span* seen,
-              Found&& found) const {
-    const auto* keys = reinterpret_cast<const typename P::Wt*>(block);
-    const auto* values = reinterpret_cast<const typename P::Wt*>(
-        block + CacheLayout(a_.head_dim, P::kDtype).key_bytes);
-    const int key_steps = width_ / P::kStep, value_steps = kBlock / P::kStep;
-    constexpr int kRows = Inner<P>::kRows;
-    float scores[kRows * kBlock], out[kRows * kMaxHead], max[kRows], sum[kRows];
-    typename P::X p[kRows * kBlock];
-    Inner<P>::tiles(count, [&](int row, int rows) {
-      for (int panel = 0; panel < kBlock / kPanel; ++panel)
-        inner(rows, q_ + size_t(first + row) * width_, width_,
-              keys + size_t(panel) * width_ * kPanel, key_steps, scores + panel * kPanel, kBlock);
-      for (int m = 0; m < rows; ++m) {
-        const Span span = seen[row + m];
-        if (span.begin < span.end) {
-          block_softmax<P>(scores + m * kBlock, span, scale_, p + m * kBlock, max[m], sum[m]);
-        } else {
-          for (int j = 0; j < kBlock; ++j) p[m * kBlock + j] = 0;
-          max[m] = kNothing, sum[m] = 0;
-        }
+  // Queries beside each other that read the same physical block, and which of its keys some of them
+  // see, in whole panels.
+  struct Run {
+    int query, queries;
+    int slot;  // of the block in its unit
+    const char* block;
+    Span keys;
+  };
+
+  // The runs of one block among the queries [first, first + count), of which seen[i] is what the
+  // i-th sees of the unit; returns how many.
+  int runs(int block, const Span* seen, int first, int count, Run* to) const {
+    const int slot = block % kUnit;
+    const Run* begin = to;
+    for (int i = 0, next; i < count; i = next) {
+      Span keys = seen[i].within(slot * kBlock, kBlock);
+      next = i + 1;
+      if (keys.empty()) continue;
+      const int32_t mine = physical(row_of(first + i), block);
+      for (; next < count; ++next) {
+        const Span more = seen[next].within(slot * kBlock, kBlock);
+        if (more.empty() || physical(row_of(first + next), block) != mine) break;
+        keys = {more.begin < keys.begin ? more.begin : keys.begin,
+                more.end > keys.end ? more.end : keys.end};
       }
-      for (int panel = 0; panel < width_ / kPanel; ++panel)
-        inner(rows, p, kBlock, values + size_t(panel) * kBlock * kPanel, value_steps,
-              out + panel * kPanel, width_);
-      found(first + row, rows, Weighted{max, sum, out});
+      keys = {keys.begin / kPanel * kPanel, round_up(keys.end, kPanel)};
+      *to++ = Run{i, next - i, slot, address(mine), keys};
+    }
+    return int(to - begin);
+  }
+
+  // Scores of a run's queries against its keys.
+  void score(Inner<P>& inner, const Run& run, int first, float* scores) const {
+    Inner<P>::tiles(run.queries, [&](int row, int rows) {
+      const int query = run.query + row;
+      for (int k = run.keys.begin; k < run.keys.end; k += kPanel)
+        inner(rows, q_ + size_t(first + query) * width_, width_,
+              reinterpret_cast<const Wt*>(run.block) + size_t(k) * width_, width_ / P::kStep, false,
+              scores + query * kScores + run.slot * kBlock + k, kScores);
       inner.ahead = 0;  // the next rows find the block in a cache
     });
   }
 
+  // out += a run's weights times its values.
+  void weigh(Inner<P>& inner, const Run& run, const typename P::X* weights, float* out) const {
+    const auto* values = reinterpret_cast<const Wt*>(run.block + layout_.key_bytes);
+    Inner<P>::tiles(run.queries, [&](int row, int rows) {
+      const int query = run.query + row;
+      for (int d = 0; d < width_; d += kPanel)
+        inner(rows, weights + query * kWeights + run.slot * kBlock + run.keys.begin, kWeights,
+              values + size_t(d) * kBlock + run.keys.begin * kPanel,
+              (run.keys.end - run.keys.begin) / P::kStep, true, out + query * width_ + d, width_);
+    });
+  }
+
+  // One unit against the queries [first, first + count).
+  template <class Found>
+  void reduce(Inner<P>& inner, int unit, int first, int count, Found&& found) const {
+    alignas(64) float scores[kQueries * kScores], out[kQueries * kMaxHead];
+    alignas(64) typename P::X weights[kQueries * kWeights];
+    float max[kQueries], sum[kQueries];
+    Span seen[kQueries];
+    Run runs[kUnit * kQueries + 1];
+    int last = 0, n = 0;
+    for (int i = 0; i < count; ++i) {
+      seen[i] = visible(a_.positions[row_of(first + i)], unit, a_.window);
+      last = seen[i].end > last ? seen[i].end : last;
+    }
+    for (int b = 0; b * kBlock < last; ++b)
+      n += this->runs(unit * kUnit + b, seen, first, count, runs + n);
+    for (int i = 0; i < n; ++i) {
+      // What other queries of the tile have read before lies in a cache; the rest comes from
+      // memory: the keys of the next run, and the values of this one.
+      const bool fresh = first == 0 || runs[i].queries < count;
+      if (fresh && i + 1 < n)
+        Fetch::of(runs[i + 1].block, layout_.key_bytes, 1)
+            .template some<P>(int(layout_.key_bytes / 64));
+      inner.ahead = fresh ? layout_.key_bytes : 0;
+      score(inner, runs[i], first, scores);
+    }
+    inner.ahead = 0;
+    for (int i = 0; i < count; ++i) {
+      if (seen[i].empty()) {
+        max[i] = kNothing, sum[i] = 0;
+      } else {
+        unit_softmax<P>(scores + i * kScores, seen[i], bits_, weights + i * kWeights, max[i],
+                        sum[i]);
+      }
+    }
+    for (int i = 0; i < count * width_; ++i) out[i] = 0;
+    for (int i = 0; i < n; ++i) weigh(inner, runs[i], weights, out);
+    found(Weighted{max, sum, out});
+  }
+
   const AttentionArgs& a_;
   const int group_, width_, kv_head_, row0_, rows_;
-  const float scale_;
+  const float bits_;
+  const CacheLayout layout_;
   const typename P::X* q_;  // [queries][width]
   int first_ = INT32_MAX, end_ = 0;
 };
@@ -211,31 +280,30 @@ void attention(const AttentionArgs& a, int kv_head, int at) {
   float max[kMaxQueries], sum[kMaxQueries], out[kMaxQueries * kMaxHead];
   const Weighted run{max, sum, out};
   clear(run, tile.queries(), width);
-  tile.visit(tile.first(), tile.end(), [&](int, int query, int count, const Weighted& block) {
-    merge<P>(run.from(query, width), block, count, width);
+  tile.visit(tile.first(), tile.end(), [&](int, int query, int count, const Weighted& unit) {
+    merge<P>(run.from(query, width), unit, count, width);
   });
   tile.write(run);
 }
 
-// Where a block's result stands until it is merged.
+// Where a unit's result stands until it is merged.
 template <class P>
-inline Weighted part_result(const AttentionArgs& a, const Tile<P>& tile, int kv_head, int block) {
+inline Weighted part_result(const AttentionArgs& a, const Tile<P>& tile, int kv_head, int unit) {
   const int queries = tile.queries();
-  float* at = a.part_memory + (size_t(kv_head) * a.table_stride + block) * a.part_floats(queries);
+  float* at = a.part_memory + (size_t(kv_head) * a.table_units() + unit) * a.part_floats(queries);
   return {at, at + queries, at + 2 * queries};
 }
 
 template <class P>
 void attention_part(const AttentionArgs& a, int kv_head, int part) {
   const Tile<P> tile(a, kv_head, 0);
-  const int blocks = tile.end() - tile.first(), width = tile.width();
-  const int begin = tile.first() + blocks * part / a.parts,
-            end = tile.first() + blocks * (part + 1) / a.parts;
-  for (int b = begin; b < end; ++b) clear(part_result(a, tile, kv_head, b), tile.queries(), width);
-  tile.visit(begin, end, [&](int b, int query, int count, const Weighted& block) {
-    const Weighted to = part_result(a, tile, kv_head, b).from(query, width);
-    for (int m = 0; m < count; ++m) to.max[m] = block.max[m], to.sum[m] = block.sum[m];
-    for (int i = 0; i < count * width; i += P::W) P::store(to.out + i, P::load(block.out + i));
+  const int units = tile.end() - tile.first(), width = tile.width();
+  const int begin = tile.first() + units * part / a.parts,
+            end = tile.first() + units * (part + 1) / a.parts;
+  tile.visit(begin, end, [&](int u, int query, int count, const Weighted& unit) {
+    const Weighted to = part_result(a, tile, kv_head, u).from(query, width);
+    for (int m = 0; m < count; ++m) to.max[m] = unit.max[m], to.sum[m] = unit.sum[m];
+    for (int i = 0; i < count * width; i += P::W) P::store(to.out + i, P::load(unit.out + i));
   });
 }
 
@@ -245,8 +313,8 @@ void attention_merge(const AttentionArgs& a, int kv_head) {
   float max[kMaxQueries], sum[kMaxQueries], out[kMaxQueries * kMaxHead];
   const Weighted run{max, sum, out};
   clear(run, tile.queries(), tile.width());
-  for (int b = tile.first(); b < tile.end(); ++b)
-    merge<P>(run, part_result(a, tile, kv_head, b), tile.queries(), tile.width());
+  for (int u = tile.first(); u < tile.end(); ++u)
+    merge<P>(run, part_result(a, tile, kv_head, u), tile.queries(), tile.width());
   tile.write(run);
 }
 
