@@ -28,11 +28,11 @@ void Attend::prepare(AttentionArgs& a) {
   a.part_memory = reinterpret_cast<float*>(memory_.at_least(bytes));
 }
 
-void Attend::run(const AttentionArgs& a) {
+void Attend::run(int thread, const AttentionArgs& a) {
   if (a.parts == 1)
-    return team_.each(tiles(a) * a.kv_heads,
+    return team_.each(thread, tiles(a) * a.kv_heads,
                       [&](int i) { k_.attention(a, i % a.kv_heads, i / a.kv_heads); });
-  team_.each(a.parts * a.kv_heads, [&](int i) {
+  team_.each(thread, a.parts * a.kv_heads, [&](int i) {
     const int head = i / a.parts;
     k_.attention_part(a, head, i % a.parts);
     if (done_[head].fetch_add(1, std::memory_order_acq_rel) + 1 < a.parts) return;

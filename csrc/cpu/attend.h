@@ -18,8 +18,9 @@ class Attend {
   int parts(const AttentionArgs& args) const;
   // Before team.run(): memory for the parts of calls like this one. Fills args.part_memory.
   void prepare(AttentionArgs& args);
-  // Inside team.run(). No bit of the result depends on args.parts or args.tile_rows.
-  void run(const AttentionArgs& args);
+  // Inside team.run(), by each thread. No bit of the result depends on args.parts or
+  // args.tile_rows.
+  void run(int thread, const AttentionArgs& args);
 
  private:
   const Kernels& k_;

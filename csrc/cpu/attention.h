@@ -49,29 +49,52 @@ inline Span visible(int position, int unit, int window) {
   return Span{oldest, position + 1}.within(unit * kUnitKeys, kUnitKeys);
 }
 
-// Scores of one query -> weights in p, their maximum and sum. Scores outside the span may be
-// anything; their weights are 0.
+// Scores of one query, in place -> weights, their maximum and sum. Weights stand where the scores
+// did, as activations from the beginning of the row on; where they are smaller than scores, this
+// keeps the first cache for what is read next. Scores outside the span may be anything; their
+// weights are 0.
 template <class P>
-inline void unit_softmax(float* scores, Span seen, float bits, typename P::X* p, float& max,
-                         float& sum) {
+class Softmax {
   using F = typename P::F;
-  const int begin = seen.begin / P::W * P::W, end = round_up(seen.end, P::W);
-  for (int j = begin; j < seen.begin; ++j) scores[j] = -INFINITY;
-  for (int j = seen.end; j < end; ++j) scores[j] = -INFINITY;
-  F top = P::load(scores + begin);
-  for (int j = begin + P::W; j < end; j += P::W) top = P::max(top, P::load(scores + j));
-  const float raw = P::largest(top);
-  const F shift = P::set1(raw), factor = P::set1(bits);
-  F total = P::zero();
-  for (int j = 0; j < begin; j += P::W) P::store_x(p + j, P::zero());
-  for (int j = begin; j < end; j += P::W) {
-    const F weight = exp2(P::mul(P::sub(P::load(scores + j), shift), factor));
-    P::store_x(p + j, weight);
-    total = P::add(total, weight);
+  using X = typename P::X;
+
+ public:
+  Softmax(float* scores, Span seen, float bits)
+      : scores_(scores),
+        bits_(bits),
+        begin_(seen.begin / P::W * P::W),
+        end_(round_up(seen.end, P::W)) {
+    for (int j = begin_; j < seen.begin; ++j) scores[j] = -INFINITY;
+    for (int j = seen.end; j < end_; ++j) scores[j] = -INFINITY;
   }
-  for (int j = end; j < kUnitKeys; j += P::W) P::store_x(p + j, P::zero());
-  max = raw * bits, sum = P::sum(total);
-}
+  // Before any weight is computed, so that the next row's need not wait for this one's.
+  float largest() const {
+    F top = P::load(scores_ + begin_);
+    for (int j = begin_ + P::W; j < end_; j += P::W) top = P::max(top, P::load(scores_ + j));
+    return P::largest(top);
+  }
+  // The weights' sum.
+  float weights(float max) const {
+    auto* p = reinterpret_cast<X*>(scores_);
+    const F shift = P::set1(max), factor = P::set1(bits_);
+    F total = P::zero();
+    for (int j = 0; j < begin_; j += P::W) {
+      P::store_x(p + j, P::zero());
+    }
+    for (int j = begin_; j < end_; j += P::W) {
+      const F weight = exp2(P::mul(P::sub(P::load(scores_ + j), shift), factor));
+      P::store_x(p + j, weight);
+      total = P::add(total, weight);
+    }
+    for (int j = end_; j < kUnitKeys; j += P::W) P::store_x(p + j, P::zero());
+    return P::sum(total);
+  }
+
+ private:
+  float* scores_;
+  float bits_;
+  int begin_, end_;
+};
 
 // run = run and the unit, in that order, for `rows` queries. Where the unit has nothing for a query
 // (its max is kNothing), the query keeps its bits.
@@ -158,9 +181,10 @@ class Tile {
   // Queries that are reduced together: whole tiles of the inner kernel, whose scores of a unit fit
   // in the first cache.
   static constexpr int kQueries = Inner<P>::kRows == 32 ? 32 : 24;
-  // Rows of these arrays begin in different sets of the first cache.
+  // Rows of the scores, and of the weights in their place, begin in different sets of the first
+  // cache.
   static constexpr int kScores = kUnitKeys + 16;
-  static constexpr int kWeights = kUnitKeys + 64 / int(sizeof(typename P::X));
+  static constexpr int kWeights = kScores * int(sizeof(float) / sizeof(typename P::X));
 
   int row_of(int query) const { return row0_ + query / group_; }
   int32_t physical(int row, int block) const {
@@ -230,7 +254,6 @@ class Tile {
   template <class Found>
   void reduce(Inner<P>& inner, int unit, int first, int count, Found&& found) const {
     alignas(64) float scores[kQueries * kScores], out[kQueries * kMaxHead];
-    alignas(64) typename P::X weights[kQueries * kWeights];
     float max[kQueries], sum[kQueries];
     Span seen[kQueries];
     Run runs[kUnit * kQueries + 1];
@@ -252,14 +275,18 @@ class Tile {
       score(inner, runs[i], first, scores);
     }
     inner.ahead = 0;
+    for (int i = 0; i < count; ++i)
+      max[i] =
+          seen[i].empty() ? kNothing : Softmax<P>(scores + i * kScores, seen[i], bits_).largest();
     for (int i = 0; i < count; ++i) {
       if (seen[i].empty()) {
-        max[i] = kNothing, sum[i] = 0;
-      } else {
-        unit_softmax<P>(scores + i * kScores, seen[i], bits_, weights + i * kWeights, max[i],
-                        sum[i]);
+        sum[i] = 0;
+        continue;
       }
+      sum[i] = Softmax<P>(scores + i * kScores, seen[i], bits_).weights(max[i]);
+      max[i] *= bits_;
     }
+    const auto* weights = reinterpret_cast<const typename P::X*>(scores);
     for (int i = 0; i < count * width_; ++i) out[i] = 0;
     for (int i = 0; i < n; ++i) weigh(inner, runs[i], weights, out);
     found(Weighted{max, sum, out});

@@ -1,5 +1,5 @@
-// All layers in one call. Every thread runs the whole pass and they share out each step's slices
-// (pool.h).
+// All layers in one call. Every thread runs the whole pass, and they share out each step's columns,
+// or all steps' rows (pool.h).
 #include <atomic>
 #include <cstring>
 
@@ -18,13 +18,15 @@ class Model::Pass {
     attention_ = attention();
     attention_.parts = m_.attend_.parts(attention_);
     m_.attend_.prepare(attention_);
+    by_rows_ = m_.team_.size() > 1 && a_.rows >= kManyRows * m_.team_.size();
   }
 
   Fault run() {
-    m_.team_.run([this](int) {
-      rows([this](int t) { embed(t); });
-      rows([this](int t) { norm(0, t); });
-      for (int l = 0; l < s_.layers; ++l) layer(l);
+    m_.team_.run([this](int thread) {
+      rows(thread, [this](int t) { embed(t); });
+      rows(thread, [this](int t) { norm(0, t); });
+      for (int l = 0; l < s_.layers; ++l) layer(thread, l);
+      if (by_rows_) m_.team_.meet();
     });
     const int64_t fault = fault_.load();
     return fault == kNone ? Fault{0, -1} : Fault{int(fault >> 32) - 1, int(fault & 0xffffffff)};
@@ -34,6 +36,10 @@ class Model::Pass {
   static constexpr int64_t kNone = INT64_MAX;
   // So few rows that sharing them out, and meeting once more, would take longer than doing them.
   static constexpr int kFew = 2;
+  // So many rows a thread that it computes faster than the memory brings it all the weights.
+  // Threads then share out rows and not columns: what one writes, no other has to fetch from its
+  // cache, and only attention needs them to meet.
+  static constexpr int kManyRows = 192;
 
   AttentionArgs attention() const {
     AttentionArgs args{};
@@ -48,20 +54,23 @@ class Model::Pass {
     return args;
   }
 
-  void layer(int l) {
+  void layer(int thread, int l) {
     const Layer& w = m_.layers_[l];
     AttentionArgs attention = attention_;
     attention.layer_offset = m_.block_bytes_ / s_.layers * l;
     const RopeArgs rope{m_.qkv_.as<float>(), qkv_,           m_.queries_.data(),
                         m_.cos_.data(),      m_.sin_.data(), attention};
-    product(product_of(w.qkv, m_.normed_, hidden_, Epilogue::kStore, m_.qkv_, qkv_), [&](int t) {
-      if (!k_.rope(rope, t)) report(l, t);
-    });
-    m_.attend_.run(attention);
-    product(product_of(w.output, m_.attended_, attended_, Epilogue::kAdd, m_.residual_, hidden_),
+    product(thread, product_of(w.qkv, m_.normed_, hidden_, Epilogue::kStore, m_.qkv_, qkv_),
+            [&](int t) {
+              if (!k_.rope(rope, t)) report(l, t);
+            });
+    if (by_rows_) m_.team_.meet();  // all keys and values are there
+    m_.attend_.run(thread, attention);
+    product(thread,
+            product_of(w.output, m_.attended_, attended_, Epilogue::kAdd, m_.residual_, hidden_),
             [&](int t) { norm(2 * l + 1, t); });
-    product(product_of(w.gate_up, m_.normed_, hidden_, Epilogue::kSiluMul, m_.act_, act_));
-    product(product_of(w.down, m_.act_, act_, Epilogue::kAdd, m_.residual_, hidden_),
+    product(thread, product_of(w.gate_up, m_.normed_, hidden_, Epilogue::kSiluMul, m_.act_, act_));
+    product(thread, product_of(w.down, m_.act_, act_, Epilogue::kAdd, m_.residual_, hidden_),
             [&](int t) { norm(2 * l + 2, t); });
   }
 
@@ -93,24 +102,41 @@ class Model::Pass {
     return {x.data(), x_stride, a_.rows, w.w, bias, epilogue, out.data(), out_stride};
   }
 
-  void product(const MatmulArgs& args) {
-    m_.team_.share(args.w.panels(), [&](int begin, int end) { k_.matmul(args, begin, end); });
+  void product(int thread, const MatmulArgs& args) {
+    if (by_rows_) return own_rows(thread, args);
+    m_.team_.share(thread, args.w.panels(),
+                   [&](int begin, int end) { k_.matmul(args, begin, end); });
   }
   // The same, then what follows it in each row.
   template <class Row>
-  void product(const MatmulArgs& args, Row&& row) {
+  void product(int thread, const MatmulArgs& args, Row&& row) {
+    if (by_rows_) {
+      own_rows(thread, args);
+      const Team::Range own = m_.team_.range_of(thread, a_.rows);
+      for (int t = own.begin; t < own.end; ++t) row(t);
+      return;
+    }
     const bool few = a_.rows <= kFew;
     m_.team_.share(
-        args.w.panels(), [&](int begin, int end) { k_.matmul(args, begin, end); },
+        thread, args.w.panels(), [&](int begin, int end) { k_.matmul(args, begin, end); },
         [&] {
           for (int t = 0; few && t < a_.rows; ++t) row(t);
         });
-    if (!few) rows(row);
+    if (!few) rows(thread, row);
+  }
+  // A thread's own rows of a product: only it has made them, and only it reads what comes of them.
+  void own_rows(int thread, MatmulArgs args) {
+    const Team::Range own = m_.team_.range_of(thread, a_.rows);
+    const size_t item = args.epilogue == Epilogue::kSiluMul ? k_.x_bytes : sizeof(float);
+    args.x = static_cast<const char*>(args.x) + size_t(own.begin) * args.x_stride * k_.x_bytes;
+    args.out = static_cast<char*>(args.out) + size_t(own.begin) * args.out_stride * item;
+    args.m = own.end - own.begin;
+    k_.matmul(args, 0, args.w.panels());
   }
 
   template <class Row>
-  void rows(Row&& row) {
-    m_.team_.each(a_.rows, row);
+  void rows(int thread, Row&& row) {
+    m_.team_.each(thread, a_.rows, row);
   }
 
   float* residual(int t) { return m_.residual_.as<float>() + size_t(t) * hidden_; }
@@ -129,6 +155,7 @@ class Model::Pass {
   const ForwardArgs& a_;
   int hidden_, qkv_, attended_, act_;  // row strides, in elements
   AttentionArgs attention_;            // of a layer, but for its offset
+  bool by_rows_;
   std::atomic<int64_t> fault_{kNone};
 };
 

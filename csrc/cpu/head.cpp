@@ -140,16 +140,16 @@ int run(Team& team, Side** sides, int count, int rows) {
     std::vector<char> finite(block, 1);
     for (int i = 0; i < count; ++i) sides[i]->start(first, block);
     team.run([&](int thread) {
-      team.share(block, [&](int begin, int end) {
+      team.share(thread, block, [&](int begin, int end) {
         for (int i = 0; i < count; ++i)
           for (int m = begin; m < end; ++m) sides[i]->convert(m), sides[i]->target(m);
       });
-      team.each(sides[0]->tiles(), [&](int tile) {
+      team.each(thread, sides[0]->tiles(), [&](int tile) {
         for (int i = 0; i < count; ++i) sides[i]->multiply(thread, tile);
         for (int i = 0; i < count; ++i)
           sides[i]->reduce(thread, tile, count == 2 ? sides[1 - i] : nullptr);
       });
-      team.share(block, [&](int begin, int end) {
+      team.share(thread, block, [&](int begin, int end) {
         for (int m = begin; m < end; ++m) {
           RowStats merged[2];
           for (int i = 0; i < count; ++i)
@@ -187,16 +187,16 @@ RowStats merge_tiles(const TileStats* tiles, int count) {
   return row;
 }
 
-void Model::activations(const float* hidden, int rows, void* x) {
-  team_.share(rows, [&](int begin, int end) {
+void Model::activations(int thread, const float* hidden, int rows, void* x) {
+  team_.share(thread, rows, [&](int begin, int end) {
     for (int m = begin; m < end; ++m)
       k_.convert(hidden + size_t(m) * shape_.hidden, shape_.hidden,
                  static_cast<char*>(x) + size_t(m) * head_stride() * k_.x_bytes);
   });
 }
 
-void logits(Model& model, const void* x, int rows, float* out, ptrdiff_t out_stride) {
-  model.team().each(tiles_of(model.head()), [&](int tile) {
+void logits(Model& model, int thread, const void* x, int rows, float* out, ptrdiff_t out_stride) {
+  model.team().each(thread, tiles_of(model.head()), [&](int tile) {
     tile_logits(model, x, rows, tile, out + tile * kTile, out_stride);
   });
 }
@@ -214,8 +214,8 @@ int greedy(Model& model, const float* hidden, int rows, int32_t* token_ids, floa
     const int count = rows - first < kRows ? rows - first : kRows;
     team.run([&](int thread) {
       float* mine = z + size_t(thread) * block * kTile;
-      model.activations(hidden + size_t(first) * model.shape().hidden, count, x);
-      team.each(tiles, [&](int tile) {
+      model.activations(thread, hidden + size_t(first) * model.shape().hidden, count, x);
+      team.each(thread, tiles, [&](int tile) {
         const int columns = tile_of(model.head(), tile).panels() * kPanel;
         tile_logits(model, x, count, tile, mine, kTile);
         for (int m = 0; m < count; ++m) {
@@ -225,7 +225,7 @@ int greedy(Model& model, const float* hidden, int rows, int32_t* token_ids, floa
           largest[size_t(m) * tiles + tile] = tile * kTile + at;
         }
       });
-      team.each(count, [&](int m) {
+      team.each(thread, count, [&](int m) {
         const TileStats* of = &stats[size_t(m) * tiles];
         int best = 0;
         for (int t = 1; t < tiles; ++t) best = of[t].max > of[best].max ? t : best;

@@ -26,7 +26,7 @@ int greedy(Model& model, const float* hidden, int rows, int32_t* token_ids, floa
 
 // Logits of M rows, [M][out_stride], out_stride >= V rounded up to whole panels; columns past V
 // read as kPadLogit. Inside team().run().
-void logits(Model& model, const void* x, int rows, float* out, ptrdiff_t out_stride);
+void logits(Model& model, int thread, const void* x, int rows, float* out, ptrdiff_t out_stride);
 
 // All the tiles of one row, merged in order.
 struct RowStats {

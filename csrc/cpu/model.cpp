@@ -84,8 +84,8 @@ void Model::load_matrix(Part part, int layer, const void* source, Source type, i
   const Place to = place(part, layer);
   if (columns != to.matrix->w.k || rows != to.rows)
     throw std::invalid_argument("a weight has another shape than the configuration");
-  team_.run([&](int) {
-    team_.share(rows, [&](int begin, int end) {
+  team_.run([&](int thread) {
+    team_.share(thread, rows, [&](int begin, int end) {
       pack_rows(source, type, begin, end, to.matrix->w, to.columns);
     });
   });

@@ -76,7 +76,7 @@ class Model {
     return reinterpret_cast<float*>(head_z_.at_least(count * sizeof(float)));
   }
   // Inside team().run(): hidden [rows][C] -> activations [rows][head_stride()].
-  void activations(const float* hidden, int rows, void* x);
+  void activations(int thread, const float* hidden, int rows, void* x);
 
  private:
   struct Matrix {

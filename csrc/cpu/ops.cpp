@@ -54,15 +54,15 @@ void Linear::run(const float* x, int rows, bool add, float* out) {
   const Epilogue epilogue = gated_ ? Epilogue::kSiluMul : add ? Epilogue::kAdd : Epilogue::kStore;
   const MatmulArgs args{x_.data(), in, rows, w_, bias, epilogue, y_.data(), width};
   const size_t row_bytes = outputs_ * sizeof(float);
-  team_.run([&](int) {
-    team_.share(rows, [&](int begin, int end) {
+  team_.run([&](int thread) {
+    team_.share(thread, rows, [&](int begin, int end) {
       for (int m = begin; m < end; ++m) {
         k_.convert(x + size_t(m) * w_.k, w_.k, x_.data() + size_t(m) * in * k_.x_bytes);
         if (add) std::memcpy(y(m), out + size_t(m) * outputs_, row_bytes);
       }
     });
-    team_.share(w_.panels(), [&](int begin, int end) { k_.matmul(args, begin, end); });
-    team_.share(rows, [&](int begin, int end) {
+    team_.share(thread, w_.panels(), [&](int begin, int end) { k_.matmul(args, begin, end); });
+    team_.share(thread, rows, [&](int begin, int end) {
       for (int m = begin; m < end; ++m) {
         float* to = out + size_t(m) * outputs_;
         if (gated_) {
@@ -104,8 +104,8 @@ int Cache::rope(const Rows& rows, const float* qkv, const float* cos, const floa
   q_ = Memory(size_t(rows.count) * H * round_up(D, kPanel) * k_.x_bytes);
   const RopeArgs turn{qkv, (H + 2 * kv_heads()) * D, q_.data(), cos, sin, args(rows)};
   std::atomic<int> bad{rows.count};
-  team_.run([&](int) {
-    team_.each(rows.count, [&](int t) {
+  team_.run([&](int thread) {
+    team_.each(thread, rows.count, [&](int t) {
       if (!k_.rope(turn, t))
         for (int known = bad; t < known && !bad.compare_exchange_weak(known, t);) {
         }
@@ -124,13 +124,13 @@ void Cache::attend(const Rows& rows, const float* q, int tile_queries, int parts
   a.tile_rows = tile_rows(group, tile_queries);
   a.parts = parts > 0 ? parts : attend_.parts(a);
   attend_.prepare(a);
-  team_.run([&](int) {
-    team_.each(rows.count, [&](int t) {
+  team_.run([&](int thread) {
+    team_.each(thread, rows.count, [&](int t) {
       for (int h = 0; h < H; ++h)
         k_.convert(q + (size_t(t) * H + h) * D, D, query(t, h, rows.count));
     });
-    attend_.run(a);
-    team_.each(rows.count, [&](int t) {
+    attend_.run(thread, a);
+    team_.each(thread, rows.count, [&](int t) {
       const char* from = out_.data() + size_t(t) * shape_.out_stride * k_.x_bytes;
       widen(k_, from, H * D, out + size_t(t) * H * D);
     });

@@ -30,7 +30,7 @@ constexpr int kIdlePolls = 20000;
 
 }  // namespace
 
-Team::Team(int threads) : size_(threads) {
+Team::Team(int threads) : size_(threads), next_(threads) {
   try {
     for (int t = 1; t < size_; ++t) threads_.emplace_back([this, t] { work(t); });
   } catch (...) {  // the system has no more threads: those that there are must end first
@@ -59,7 +59,7 @@ void Team::run(const std::function<void(int)>& body) {
   }
   wake_.notify_all();
   body(0);
-  meet([] {});
+  meet();
 }
 
 void Team::work(int thread) {
@@ -75,7 +75,7 @@ void Team::work(int thread) {
     }
     ++done;
     (*body_)(thread);
-    meet([] {});
+    meet();
   }
 }
 

@@ -147,11 +147,12 @@ int for_rows(Model& model, const float* hidden, int rows, Each&& each) {
   std::vector<char> finite(rows, 1);
   for (int first = 0; first < rows; first += kRows) {
     const int count = std::min(kRows, rows - first);
-    model.team().run([&](int) {
-      model.activations(hidden + size_t(first) * hidden_size, count, x);
-      logits(model, x, count, z, stride);
-      model.team().each(
-          count, [&](int m) { finite[first + m] = each(first + m, z + size_t(m) * stride); });
+    model.team().run([&](int thread) {
+      model.activations(thread, hidden + size_t(first) * hidden_size, count, x);
+      logits(model, thread, x, count, z, stride);
+      model.team().each(thread, count, [&](int m) {
+        finite[first + m] = each(first + m, z + size_t(m) * stride);
+      });
     });
   }
   const auto bad = std::find(finite.begin(), finite.end(), 0);
