@@ -226,16 +226,19 @@ class Tile {
     return int(to - begin);
   }
 
-  // Scores of a run's queries against its keys.
-  void score(Inner<P>& inner, const Run& run, int first, float* scores) const {
+  // Scores of a run's queries against its keys. `fresh`: its values come from memory, next.
+  void score(Inner<P>& inner, const Run& run, int first, bool fresh, float* scores) const {
+    const auto* keys = reinterpret_cast<const Wt*>(run.block);
     Inner<P>::tiles(run.queries, [&](int row, int rows) {
       const int query = run.query + row;
-      for (int k = run.keys.begin; k < run.keys.end; k += kPanel)
-        inner(rows, q_ + size_t(first + query) * width_, width_,
-              reinterpret_cast<const Wt*>(run.block) + size_t(k) * width_, width_ / P::kStep, false,
+      for (int k = run.keys.begin; k < run.keys.end; k += kPanel) {
+        const Wt* panel = keys + size_t(k) * width_;
+        inner.next = fresh && row == 0 ? panel + size_t(kBlock) * width_ : nullptr;
+        inner(rows, q_ + size_t(first + query) * width_, width_, panel, width_ / P::kStep, false,
               scores + query * kScores + run.slot * kBlock + k, kScores);
-      inner.ahead = 0;  // the next rows find the block in a cache
+      }
     });
+    inner.next = nullptr;
   }
 
   // out += a run's weights times its values.
@@ -271,10 +274,8 @@ class Tile {
       if (fresh && i + 1 < n)
         Fetch::of(runs[i + 1].block, layout_.key_bytes, 1)
             .template some<P>(int(layout_.key_bytes / 64));
-      inner.ahead = fresh ? layout_.key_bytes : 0;
-      score(inner, runs[i], first, scores);
+      score(inner, runs[i], first, fresh, scores);
     }
-    inner.ahead = 0;
     for (int i = 0; i < count; ++i)
       max[i] =
           seen[i].empty() ? kNothing : Softmax<P>(scores + i * kScores, seen[i], bits_).largest();

@@ -60,17 +60,19 @@ class Model::Pass {
     attention.layer_offset = m_.block_bytes_ / s_.layers * l;
     const RopeArgs rope{m_.qkv_.as<float>(), qkv_,           m_.queries_.data(),
                         m_.cos_.data(),      m_.sin_.data(), attention};
+    const Matrix& after = l + 1 < s_.layers ? m_.layers_[l + 1].qkv : m_.head_;
     product(thread, product_of(w.qkv, m_.normed_, hidden_, Epilogue::kStore, m_.qkv_, qkv_),
-            [&](int t) {
+            w.output, [&](int t) {
               if (!k_.rope(rope, t)) report(l, t);
             });
     if (by_rows_) m_.team_.meet();  // all keys and values are there
     m_.attend_.run(thread, attention);
     product(thread,
             product_of(w.output, m_.attended_, attended_, Epilogue::kAdd, m_.residual_, hidden_),
-            [&](int t) { norm(2 * l + 1, t); });
-    product(thread, product_of(w.gate_up, m_.normed_, hidden_, Epilogue::kSiluMul, m_.act_, act_));
-    product(thread, product_of(w.down, m_.act_, act_, Epilogue::kAdd, m_.residual_, hidden_),
+            w.gate_up, [&](int t) { norm(2 * l + 1, t); });
+    product(thread, product_of(w.gate_up, m_.normed_, hidden_, Epilogue::kSiluMul, m_.act_, act_),
+            w.down);
+    product(thread, product_of(w.down, m_.act_, act_, Epilogue::kAdd, m_.residual_, hidden_), after,
             [&](int t) { norm(2 * l + 2, t); });
   }
 
@@ -102,14 +104,16 @@ class Model::Pass {
     return {x.data(), x_stride, a_.rows, w.w, bias, epilogue, out.data(), out_stride};
   }
 
-  void product(int thread, const MatmulArgs& args) {
+  // `after` is the matrix that is read next.
+  void product(int thread, MatmulArgs args, const Matrix& after) {
     if (by_rows_) return own_rows(thread, args);
+    look_ahead(thread, args, after);
     m_.team_.share(thread, args.w.panels(),
                    [&](int begin, int end) { k_.matmul(args, begin, end); });
   }
   // The same, then what follows it in each row.
   template <class Row>
-  void product(int thread, const MatmulArgs& args, Row&& row) {
+  void product(int thread, MatmulArgs args, const Matrix& after, Row&& row) {
     if (by_rows_) {
       own_rows(thread, args);
       const Team::Range own = m_.team_.range_of(thread, a_.rows);
@@ -117,12 +121,18 @@ class Model::Pass {
       return;
     }
     const bool few = a_.rows <= kFew;
+    look_ahead(thread, args, after);
     m_.team_.share(
         thread, args.w.panels(), [&](int begin, int end) { k_.matmul(args, begin, end); },
         [&] {
           for (int t = 0; few && t < a_.rows; ++t) row(t);
         });
     if (!few) rows(thread, row);
+  }
+  // At the end of its own panels the thread asks for the first of those that it reads next.
+  void look_ahead(int thread, MatmulArgs& args, const Matrix& after) const {
+    args.last = m_.team_.range_of(thread, args.w.panels()).end - 1;
+    args.then = after.w.panel(m_.team_.range_of(thread, after.w.panels()).begin);
   }
   // A thread's own rows of a product: only it has made them, and only it reads what comes of them.
   void own_rows(int thread, MatmulArgs args) {

@@ -67,11 +67,10 @@ struct Inner {
   // Whether vector instructions run beside the kernel's own, so that a little other work is done
   // for nothing meanwhile.
   static constexpr bool kHasRoom = false;
-  // How far from where it reads w the kernel prefetches, in bytes; 0 where w is in a cache already.
-  ptrdiff_t ahead = 0;
+  // Where the kernel will read next, as much as now, when that comes from memory; null where it is
+  // in a cache already.
+  const void* next = nullptr;
   Fetch fetch;
-  // For a matrix that comes from memory: about what one row's kernel reads in the latency of that.
-  static constexpr ptrdiff_t kAhead = 1024;
 
   void operator()(int m, const typename P::X* x, ptrdiff_t x_stride, const typename P::Wt* w,
                   int steps, bool more, float* out, ptrdiff_t out_stride) {
@@ -82,7 +81,9 @@ struct Inner {
   void operator()(int m, const typename P::X* x, ptrdiff_t x_stride, const typename P::Wt* w,
                   int steps, bool more, float* out, ptrdiff_t out_stride, Meanwhile&&) {
     fetch.template some<P>(fetch.lines);
-    micro_rows<P>(m, x, x_stride, w, steps, ahead, more, out, out_stride);
+    // As far ahead as one row's kernel reads in the latency of the memory, while w is one stream.
+    constexpr ptrdiff_t kAhead = 1024;
+    micro_rows<P>(m, x, x_stride, w, steps, next ? kAhead : 0, more, out, out_stride);
   }
   // Rows in equal tiles of at most kRows: f(first row, rows).
   template <class Tile>
@@ -176,11 +177,12 @@ void matmul(const MatmulArgs& a, int panel_begin, int panel_end) {
       for (int s = 0; s < steps; s += blocks.steps) {
         const int count = s + blocks.steps < steps ? blocks.steps : steps - s;
         const auto* part = w + size_t(s) * kStride;
-        // A single tile of rows reads at the speed of the memory and looks ahead as it goes; with
-        // several, the next part of the weights comes while they are busy with this one.
+        // A single tile of rows reads at the speed of the memory and asks for the next part as it
+        // goes; with several, that comes while they are busy with this one.
         const size_t elements = size_t(count) * kStride;
-        inner.ahead = single ? Inner<P>::kAhead : 0;
-        if (!single) inner.fetch = Fetch::of(part + elements, elements * sizeof(*w), rows / kRows);
+        const void* next = s + count == steps && p == a.last ? a.then : part + elements;
+        inner.next = single ? next : nullptr;
+        if (!single) inner.fetch = Fetch::of(next, elements * sizeof(*w), rows / kRows);
         Inner<P>::tiles(rows, [&](int row, int tile_rows) {
           float* tile = sums + (single ? p % 2 * kRows : row) * kPanel;
           inner(tile_rows, x + (row0 + row) * a.x_stride + s * P::kStep, a.x_stride, part, count,

@@ -78,6 +78,9 @@ struct MatmulArgs {
   Epilogue epilogue;
   void* out;  // rows padded to whole panels, so that every column may be written
   ptrdiff_t out_stride;
+  // What the thread will read after panel `last`, for the prefetch; else the panel that follows.
+  int last = -1;
+  const void* then = nullptr;
 };
 
 // One layer's attention. Queries are [K][T * G][D padded to whole panels], so that all the queries
