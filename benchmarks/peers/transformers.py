@@ -1,7 +1,8 @@
 """Hugging Face transformers: keys and values of the prefix are computed once and taken up by all.
 
 One query cuts them back to the prefix after use; a batch repeats them for every sequence, as a
-DynamicCache cannot share them.
+DynamicCache cannot share them. Eager: compiled for a static cache, one sequence decodes a tenth
+faster, and every length of a prompt takes its 45 seconds to compile.
 """
 
 from __future__ import annotations
