@@ -8,7 +8,6 @@ that carry a layer and a row.
 from __future__ import annotations
 
 import os
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -116,8 +115,7 @@ class CpuBackend:
 
     def next_tokens(self, hidden: F32, how: SampleBatch) -> Sampled:
         """See `Backend`."""
-        arrays = {f.name: getattr(how, f.name) for f in fields(how) if f.name != "top_logprobs"}
-        *out, bad = self._model.next_tokens(hidden, arrays, how.top_logprobs)
+        *out, bad = self._model.next_tokens(hidden, how._asdict(), how.top_logprobs)
         _check_head(bad)
         return Sampled(*out)
 
