@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from .config import ModelConfig
-from .errors import CheckpointError, ConfigError, ParameterError
+from .errors import CheckpointError, ConfigError
 from .json_values import read_json
 
 SINGLE = "model.safetensors"
@@ -54,34 +54,31 @@ class TensorInfo:
 
 
 class Checkpoint:
-    """The tensors of one model folder. Arrays stay valid after the checkpoint is closed."""
+    """The tensors of one model folder, read from files that stay open until `close`.
+
+    Nothing is mapped: network disks serve reads far faster, and a mapped file that is cut while it
+    is used ends the process.
+    """
 
     def __init__(
         self,
         folder: Path,
         config: ModelConfig,
         tensors: Mapping[str, TensorInfo],
-        read: str,
     ) -> None:
         """For `open`."""
         self.folder = folder
         self.config = config
         self._tensors = tensors
-        self._read = read
-        self._maps: dict[Path, NDArray[np.uint8]] = {}
+        files = {info.file for info in tensors.values()}
+        self._files = {file: file.open("rb", buffering=0) for file in files}
 
     @classmethod
-    def open(cls, path_or_id: str | Path, *, read: str = "mmap") -> Checkpoint:
-        """Read the configuration and the headers of the weight files, and check both.
-
-        `read="mmap"` hands out views of the mapped files, which cost no memory of their own;
-        "sequential" reads each tensor in one piece, which network disks serve far faster.
-        """
-        if read not in ("mmap", "sequential"):
-            raise ParameterError(f'read = {read!r} must be "mmap" or "sequential"')
+    def open(cls, path_or_id: str | Path) -> Checkpoint:
+        """Read the configuration and the headers of the weight files, and check both."""
         folder = resolve(path_or_id)
         config = ModelConfig.load(folder)
-        return cls(folder, config, _find_tensors(folder), read)
+        return cls(folder, config, _find_tensors(folder))
 
     def names(self) -> tuple[str, ...]:
         """All tensor names, in the order in which they lie on the disk."""
@@ -95,32 +92,51 @@ class Checkpoint:
         return self._tensors[name]
 
     def tensor(self, name: str) -> NDArray[Any]:
-        """A read-only array in the dtype on disk: bfloat16 (of ml_dtypes), float16 or float32."""
+        """An array in the dtype on disk: bfloat16 (of ml_dtypes), float16 or float32."""
+        array = np.empty(self.info(name).shape, self._dtype(name))
+        self._fill(array, name, 0)
+        return array
+
+    def rows(
+        self, name: str, first: int, end: int, buffer: NDArray[np.uint8] | None = None
+    ) -> NDArray[Any]:
+        """Rows first .. end - 1 of a tensor, as `tensor`; in `buffer` if that is large enough.
+
+        Threads may read at the same time.
+        """
+        count, *row = self.info(name).shape
+        shape = (min(end, count) - first, *row)
+        dtype = self._dtype(name)
+        size = math.prod(shape) * dtype.itemsize
+        data = np.empty(size, np.uint8) if buffer is None or len(buffer) < size else buffer[:size]
+        array = data.view(dtype).reshape(shape)
+        self._fill(array, name, first * math.prod(row) * dtype.itemsize)
+        return array
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
         info = self.info(name)
         if info.dtype not in DTYPES:
             known = ", ".join(DTYPES)
             raise CheckpointError(f"{info.file}: {name} is {info.dtype}, not one of {known}")
-        dtype = DTYPES[info.dtype]
-        size = math.prod(info.shape) * dtype.itemsize
-        if self._read == "sequential":
-            data = _read_bytes(info.file, info.offset, size)
-        else:
-            data = self._map(info.file)[info.offset : info.offset + size]
-        if info.offset % dtype.itemsize:  # legal in the format, and not for native code
-            data = data.copy()
-        data.setflags(write=False)
-        return data.view(dtype).reshape(info.shape)
+        return DTYPES[info.dtype]
 
-    def _map(self, file: Path) -> NDArray[np.uint8]:
-        if file not in self._maps:
-            with file.open("rb") as handle:
-                mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-            self._maps[file] = np.frombuffer(mapped, np.uint8)
-        return self._maps[file]
+    def _fill(self, array: NDArray[Any], name: str, skip: int) -> None:
+        """With what follows the first `skip` bytes of a tensor."""
+        info = self.info(name)
+        data = array.reshape(-1).view(np.uint8).data
+        start, done = info.offset + skip, 0
+        while done < len(data):  # a system call reads 2 GiB at most
+            count = os.preadv(self._files[info.file].fileno(), [data[done:]], start + done)
+            if not count:
+                raise CheckpointError(
+                    f"{info.file} ends at byte {start + done}: it was cut while open"
+                )
+            done += count
 
     def close(self) -> None:
-        """Let go of the mapped files; a map ends with the last array that looks into it."""
-        self._maps.clear()
+        """Nothing can be read afterwards. Arrays that were read stay valid."""
+        for file in self._files.values():
+            file.close()
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -234,19 +250,6 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
         for name, entry in header.items()
         if name != "__metadata__"
     }
-
-
-def _read_bytes(file: Path, offset: int, size: int) -> NDArray[np.uint8]:
-    data = np.empty(size, np.uint8)
-    done, view = 0, data.data
-    with file.open("rb", buffering=0) as handle:
-        handle.seek(offset)
-        while done < size:  # a system call reads 2 GiB at most
-            count = handle.readinto(view[done:])
-            if not count:
-                raise CheckpointError(f"{file} ends at byte {offset + done}: it was cut while open")
-            done += count
-    return data
 
 
 def some(names: list[str]) -> str:
