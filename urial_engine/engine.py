@@ -5,7 +5,6 @@ It reads what callers pass, hands requests to the scheduler, and turns the resul
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -26,7 +25,7 @@ from .kv_cache import KVCache, common_run
 from .kv_cache_budget import cache_blocks
 from .outputs import RequestOutput, ScoreOutput, StreamEvent
 from .prompt import UrialPrompt
-from .sampling import FOR_PEOPLE, SEEDS, SamplingParams
+from .sampling import FOR_PEOPLE, SamplingParams, fresh_seed
 from .scheduler import Scheduler
 from .scheduler_requests import Generation, Request, Scored
 from .tokenizer import Tokenizer
@@ -268,7 +267,7 @@ class Engine:
             label,
             ids,
             params,
-            seed=secrets.randbelow(SEEDS) if params.seed is None else params.seed,
+            seed=fresh_seed() if params.seed is None else params.seed,
             max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
             prefix=common_run(self.prefix_ids, ids),
             eos=self._eos,
