@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class Checkpoint:
         self.config = config
         self._tensors = tensors
         files = {info.file for info in tensors.values()}
-        self._files = {file: file.open("rb", buffering=0) for file in files}
+        self._files = {file: FileIO(file) for file in files}
 
     @classmethod
     def open(cls, path_or_id: str | Path) -> Checkpoint:
@@ -123,15 +124,8 @@ class Checkpoint:
     def _fill(self, array: NDArray[Any], name: str, skip: int) -> None:
         """With what follows the first `skip` bytes of a tensor."""
         info = self.info(name)
-        data = array.reshape(-1).view(np.uint8).data
-        start, done = info.offset + skip, 0
-        while done < len(data):  # a system call reads 2 GiB at most
-            count = os.preadv(self._files[info.file].fileno(), [data[done:]], start + done)
-            if not count:
-                raise CheckpointError(
-                    f"{info.file} ends at byte {start + done}: it was cut while open"
-                )
-            done += count
+        if end := fill(array, self._files[info.file], info.offset + skip):
+            raise CheckpointError(f"{info.file} ends at byte {end}: it was cut while open")
 
     def close(self) -> None:
         """Nothing can be read afterwards. Arrays that were read stay valid."""
@@ -183,7 +177,7 @@ def _download(repository: str) -> Path:
 
 def _find_tensors(folder: Path) -> dict[str, TensorInfo]:
     if (folder / SINGLE).is_file():
-        return _read_header(folder / SINGLE)
+        return read_header(folder / SINGLE)[0]
     if (folder / INDEX).is_file():
         return _read_shards(folder / INDEX)
     other = [name for name in _OTHER if (folder / name).exists()]
@@ -220,7 +214,7 @@ def _read_shards(index: Path) -> dict[str, TensorInfo]:
         )
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:
-        held = _read_header(index.parent / shard)
+        held = read_header(index.parent / shard)[0]
         expected = {name for name, where in home.items() if where == shard}
         if absent := sorted(expected - held.keys()):
             raise CheckpointError(f"{shard} does not hold {some(absent)}, which {INDEX} puts there")
@@ -231,7 +225,8 @@ def _read_shards(index: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _read_header(file: Path) -> dict[str, TensorInfo]:
+def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file. CheckpointError where it is not whole."""
     try:
         with safe_open(file, framework="numpy"):
             pass  # it checks that the tensors cover the file exactly, without overlap or hole
@@ -240,7 +235,8 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
             header = json.loads(handle.read(length))
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{file} is damaged or not safetensors: {error}") from error
-    return {
+    metadata = header.pop("__metadata__", None) or {}
+    tensors = {
         name: TensorInfo(
             dtype=_NAMES.get(entry["dtype"], entry["dtype"]),
             shape=tuple(entry["shape"]),
@@ -248,8 +244,22 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
             offset=8 + length + entry["data_offsets"][0],
         )
         for name, entry in header.items()
-        if name != "__metadata__"
     }
+    return tensors, metadata
+
+
+def fill(array: NDArray[Any], file: FileIO, start: int) -> int:
+    """Fill a contiguous array with the bytes of a file from `start` on.
+
+    0, or where the file ends if that is too early. Threads may read one file at the same time.
+    """
+    data, done = array.reshape(-1).view(np.uint8).data, 0
+    while done < len(data):  # a system call reads 2 GiB at most
+        count = os.preadv(file.fileno(), [data[done:]], start + done)
+        if not count:
+            return start + done
+        done += count
+    return 0
 
 
 def some(names: list[str]) -> str:
