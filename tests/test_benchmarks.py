@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import bench_generate, bench_token_shift, limits, workload
+from benchmarks import bench_generate, bench_start, bench_token_shift, limits, workload
 from benchmarks.meter import Meter, layer_weights
 from benchmarks.workload import BATCH, SKIPPED, Workload
 from tests.fixtures import TinyModel
@@ -113,6 +113,29 @@ def test_the_meter_counts_each_weight_once_and_each_shared_block_once(model: str
     assert layers.bytes == 4 * weights + 2 * backend.block_bytes
     assert (head.calls, head.rows) == (1, 0)
     assert head.operations == 2 * 2 * 320 * 32 and head.bytes == 4 * 320 * 32
+
+
+def test_start(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    bench_start.main([model, "--small", "--json"])
+    shown = capsys.readouterr().out
+    found = last_json(shown)
+    ms = found["ms"]
+    assert sum(ms[stage] for stage in bench_start.STAGES) == pytest.approx(ms["total"], abs=1)
+    assert all(value > 0 for value in ms.values())
+    assert 0 < ms["restore"] < ms["prefix"]
+    assert found["file_bytes"] == (Path(model) / "model.safetensors").stat().st_size
+    assert found["peak_bytes"] > found["weight_bytes"] > 0 < found["cold_ms"]
+    assert [line.split("  ")[0] for line in shown.splitlines()[1:8]] == list(bench_start.STAGES)
+
+
+def test_a_prefix_that_is_computed_again_is_no_start(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = {"prefix_source": "computed", "weight_bytes": 1 << 20, "total": 1.0}
+    monkeypatch.setattr(bench_start, "start", lambda _: fresh)
+    monkeypatch.setattr(bench_start, "answer", lambda _: 1.0)
+    with pytest.raises(RuntimeError, match="computed again"):
+        bench_start.main([model, "--small"])
 
 
 def test_token_shift(model: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,6 @@ rules of Llama and Mistral.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,10 +17,8 @@ from typing import Protocol
 import tokenizers
 
 from .errors import TokenizerError
-from .tokenizer_chat import find_template, render
-from .tokenizer_config import AddedToken, TokenizerConfig
+from .tokenizer_config import AddedToken, TokenizerConfig, find_template
 from .tokenizer_cut import last_cut
-from .tokenizer_sentencepiece import SentencePieceVocabulary
 from .tokenizer_stream import Decoding, Detokenizer
 
 __all__ = ["Detokenizer", "Tokenizer"]
@@ -75,6 +72,8 @@ class Tokenizer:
         if (file := folder / "tokenizer.json").is_file():
             return cls(JsonVocabulary(file, config), config)
         if (file := folder / "tokenizer.model").is_file():
+            from .tokenizer_sentencepiece import SentencePieceVocabulary
+
             return cls(SentencePieceVocabulary(file, config), config)
         raise TokenizerError(
             f"{folder} holds neither tokenizer.json nor tokenizer.model: copy it from where the"
@@ -144,6 +143,8 @@ class Tokenizer:
                 f"{self._folder} has no default chat template (tokenizer_config.json,"
                 " chat_template.jinja): prompt it with a UrialPrompt or a template with {query}"
             )
+        from .tokenizer_chat import render
+
         return render(
             self.chat_template, messages, self._names, add_generation_prompt=add_generation_prompt
         )
@@ -151,6 +152,8 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """The same for two tokenizers exactly where every id means the same token."""
+        import hashlib
+
         tokens = [self._vocabulary.token(i) for i in range(self.vocab_size)]
         return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:32]
 

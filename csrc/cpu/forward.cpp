@@ -1,5 +1,6 @@
 // All layers in one call. Every thread runs the whole pass, and they share out each step's columns,
 // or all steps' rows (pool.h).
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 
@@ -171,6 +172,7 @@ class Model::Pass {
 
 Fault Model::forward(const ForwardArgs& args) {
   reserve(args.rows);
+  rotate(1 + *std::max_element(args.positions, args.positions + args.rows));
   return Pass(*this, args).run();
 }
 

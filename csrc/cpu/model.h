@@ -22,6 +22,7 @@ const Kernels& kernels_or_throw(const std::string& isa, Dtype dtype);
 struct Shape {
   int vocab, hidden, feed_forward, layers, heads, kv_heads, head_dim, window, positions;
   float norm_eps;
+  bool tied;  // the embedding is the head
 };
 
 // A weight that the caller fills: what it is, and where its rows go.
@@ -42,16 +43,18 @@ struct Fault {
 
 class Model {
  public:
-  Model(const Shape& shape, Dtype dtype, const std::string& isa, int threads, const float* cos,
-        const float* sin);
+  // frequencies [D / 2]: radians a position.
+  Model(const Shape& shape, Dtype dtype, const std::string& isa, int threads,
+        const float* frequencies);
 
   const Shape& shape() const { return shape_; }
   const Kernels& kernels() const { return k_; }
   Team& team() { return team_; }
 
-  // Weights. A source matrix is [rows, columns] in the checkpoint's own order. Without a kEmbedding
-  // part, the head is tied.
-  void load_matrix(Part part, int layer, const void* source, Source type, int rows, int columns);
+  // Weights. A source is [rows, columns] in the checkpoint's own order: the part's rows from
+  // `first` on. Threads of the caller's may load different rows at the same time.
+  void load_matrix(Part part, int layer, int first, const void* source, Source type, int rows,
+                   int columns);
   void load_bias(Part part, int layer, const float* bias, int n);
   void load_norm(int layer, bool feed_forward, const float* weight);  // layer == L: the final norm
   size_t weight_bytes() const { return weight_bytes_; }
@@ -80,7 +83,6 @@ class Model {
 
  private:
   struct Matrix {
-    Memory memory;
     Packed w;
     std::vector<float> bias;
   };
@@ -98,15 +100,18 @@ class Model {
   Place place(Part part, int layer);
   void make(Matrix& m, int n, int k);
   void reserve(int rows);
+  void rotate(int positions);
 
   const Shape shape_;
   const Dtype dtype_;
   const Kernels& k_;
   Team team_;
-  std::vector<float> cos_, sin_;
+  const std::vector<float> frequencies_;
+  std::vector<float> cos_, sin_;  // [positions so far][D / 2]
   std::vector<Layer> layers_;
   std::vector<float> final_norm_;
   Matrix head_, embedding_;
+  Memory weights_;  // of all matrices, one behind the other: so most of its pages can be huge
   size_t weight_bytes_ = 0, block_bytes_ = 0, blocks_ = 0;
   Memory pool_;
 

@@ -154,9 +154,10 @@ int rmsnorm(const Kernels& kernels, const float* x, const float* weight, float e
 std::unique_ptr<Model> head_alone(const std::string& isa, Dtype dtype, int threads,
                                   const void* weight, Source type, int vocab, int hidden) {
   // One head of size 2 and no position: a model must have heads, and nothing attends.
-  const Shape shape{vocab, hidden, 1, 0, 1, 1, 2, 0, 0, 0.f};
-  auto model = std::make_unique<Model>(shape, dtype, isa, threads, nullptr, nullptr);
-  model->load_matrix(Part::kHead, 0, weight, type, vocab, hidden);
+  const Shape shape{vocab, hidden, 1, 0, 1, 1, 2, 0, 0, 0.f, true};
+  const float frequency = 0.f;
+  auto model = std::make_unique<Model>(shape, dtype, isa, threads, &frequency);
+  model->load_matrix(Part::kHead, 0, 0, weight, type, vocab, hidden);
   return model;
 }
 

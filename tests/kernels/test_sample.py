@@ -265,8 +265,7 @@ def test_nothing_to_choose_from_names_the_row(isa: str) -> None:
 
 @every_isa
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("top_p", [1.0, 0.5])
-@pytest.mark.parametrize("top", [0, 2])
+@pytest.mark.parametrize(("top_p", "top"), [(1.0, 0), (0.5, 0), (1.0, 2), (0.5, 2)])
 def test_logits_that_are_not_finite_name_their_row(
     isa: str, temperature: float, top_p: float, top: int
 ) -> None:
