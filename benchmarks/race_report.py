@@ -92,7 +92,9 @@ def ratio(own: Contender, other: Contender, figure: str) -> str:
 SHARES = (
     "Measured by the same process, before and after its figures: reading as many bytes as the "
     "weights have, and multiplying in registers. What is counted is what the mathematics needs: "
-    "each weight once a call, each block of the cache once however many sequences share it."
+    "each weight once a call, each block of the cache once however many sequences share it. The "
+    "roofline is the time that the calls need at least, each for its bytes or for its operations, "
+    "whichever takes longer."
 )
 
 
@@ -112,13 +114,14 @@ def shares(own: Contender) -> list[str]:
             f"{middle(figure, 'of_read'):.0%}",
             f"{middle(figure, 'GFLOPs'):,.0f}",
             f"{middle(figure, 'of_arithmetic'):.1%}",
+            f"{middle(figure, 'of_roofline'):.0%}",
             f"{middle(figure, 'in_backend'):.0%}",
         ]
         for figure in FIGURES
     ]
     read, arithmetic = f"{limit('read_GBps'):.1f}", f"{limit('GFLOPs'):,.0f}"
     head = [own.shown, f"GB/s of {read}", "share", f"GFLOP/s of {arithmetic}", "share"]
-    return table([*head, "time in native code"], rows)
+    return table([*head, "of the roofline", "time in native code"], rows)
 
 
 def remarks(contender: Contender, own: dict[str, Any]) -> list[str]:

@@ -56,31 +56,34 @@ inline Span visible(int position, int unit, int window) {
 template <class P>
 class Softmax {
   using F = typename P::F;
-  using X = typename P::X;
 
  public:
-  Softmax(float* scores, Span seen, float bits)
+  Softmax(float* scores, Span seen)
       : scores_(scores),
-        bits_(bits),
+        seen_(seen),
         begin_(seen.begin / P::W * P::W),
-        end_(round_up(seen.end, P::W)) {
-    for (int j = begin_; j < seen.begin; ++j) scores[j] = -INFINITY;
-    for (int j = seen.end; j < end_; ++j) scores[j] = -INFINITY;
-  }
-  // Before any weight is computed, so that the next row's need not wait for this one's.
+        end_(round_up(seen.end, P::W)) {}
+
+  // Of the scores seen; leaves the others of their vectors as minus infinity. Called for some rows
+  // before any weight is computed, so that no row has to wait for another's maximum.
   float largest() const {
+    const F nothing = P::set1(-INFINITY);
+    if (begin_ < seen_.begin)
+      P::store(scores_ + begin_,
+               P::keep_first(nothing, seen_.begin - begin_, P::load(scores_ + begin_)));
+    if (seen_.end < end_)
+      P::store(scores_ + end_ - P::W,
+               P::keep_first(P::load(scores_ + end_ - P::W), seen_.end - (end_ - P::W), nothing));
     F top = P::load(scores_ + begin_);
     for (int j = begin_ + P::W; j < end_; j += P::W) top = P::max(top, P::load(scores_ + j));
     return P::largest(top);
   }
-  // The weights' sum.
-  float weights(float max) const {
-    auto* p = reinterpret_cast<X*>(scores_);
-    const F shift = P::set1(max), factor = P::set1(bits_);
+  // The weights' sum, after largest().
+  float weights(float max, float bits) const {
+    auto* p = reinterpret_cast<typename P::X*>(scores_);
+    const F shift = P::set1(max), factor = P::set1(bits);
     F total = P::zero();
-    for (int j = 0; j < begin_; j += P::W) {
-      P::store_x(p + j, P::zero());
-    }
+    for (int j = 0; j < begin_; j += P::W) P::store_x(p + j, P::zero());
     for (int j = begin_; j < end_; j += P::W) {
       const F weight = exp2(P::mul(P::sub(P::load(scores_ + j), shift), factor));
       P::store_x(p + j, weight);
@@ -92,8 +95,8 @@ class Softmax {
 
  private:
   float* scores_;
-  float bits_;
-  int begin_, end_;
+  Span seen_;
+  int begin_, end_;  // whole vectors around seen_
 };
 
 // run = run and the unit, in that order, for `rows` queries. Where the unit has nothing for a query
@@ -276,16 +279,11 @@ class Tile {
             .template some<P>(int(layout_.key_bytes / 64));
       score(inner, runs[i], first, fresh, scores);
     }
-    for (int i = 0; i < count; ++i)
-      max[i] =
-          seen[i].empty() ? kNothing : Softmax<P>(scores + i * kScores, seen[i], bits_).largest();
+    const auto row = [&](int i) { return Softmax<P>(scores + i * kScores, seen[i]); };
+    for (int i = 0; i < count; ++i) max[i] = seen[i].empty() ? kNothing : row(i).largest();
     for (int i = 0; i < count; ++i) {
-      if (seen[i].empty()) {
-        sum[i] = 0;
-        continue;
-      }
-      sum[i] = Softmax<P>(scores + i * kScores, seen[i], bits_).weights(max[i]);
-      max[i] *= bits_;
+      sum[i] = seen[i].empty() ? 0.f : row(i).weights(max[i], bits_);
+      if (!seen[i].empty()) max[i] *= bits_;
     }
     const auto* weights = reinterpret_cast<const typename P::X*>(scores);
     for (int i = 0; i < count * width_; ++i) out[i] = 0;
