@@ -189,7 +189,6 @@ class Tile {
   static constexpr int kScores = kUnitKeys + 16;
   static constexpr int kWeights = kScores * int(sizeof(float) / sizeof(typename P::X));
 
-  int row_of(int query) const { return row0_ + query / group_; }
   int32_t physical(int row, int block) const {
     return a_.tables[size_t(a_.sequences[row]) * a_.table_stride + block];
   }
@@ -207,26 +206,37 @@ class Tile {
     Span keys;
   };
 
+  // Calls each(row of the call, begin, end) for the queries [first, first + count) of each row.
+  template <class Each>
+  void for_rows(int first, int count, Each&& each) const {
+    for (int row = first / group_, begin = 0, end; begin < count; begin = end, ++row) {
+      end = (row + 1) * group_ - first;
+      end = end < count ? end : count;
+      each(row0_ + row, begin, end);
+    }
+  }
+
   // The runs of one block among the queries [first, first + count), of which seen[i] is what the
   // i-th sees of the unit; returns how many.
   int runs(int block, const Span* seen, int first, int count, Run* to) const {
     const int slot = block % kUnit;
-    const Run* begin = to;
-    for (int i = 0, next; i < count; i = next) {
-      Span keys = seen[i].within(slot * kBlock, kBlock);
-      next = i + 1;
-      if (keys.empty()) continue;
-      const int32_t mine = physical(row_of(first + i), block);
-      for (; next < count; ++next) {
-        const Span more = seen[next].within(slot * kBlock, kBlock);
-        if (more.empty() || physical(row_of(first + next), block) != mine) break;
-        keys = {more.begin < keys.begin ? more.begin : keys.begin,
-                more.end > keys.end ? more.end : keys.end};
+    int n = 0, last = -1;
+    for_rows(first, count, [&](int row, int begin, int end) {
+      const Span keys = seen[begin].within(slot * kBlock, kBlock);
+      const int32_t mine = keys.empty() ? -1 : physical(row, block);
+      if (mine >= 0 && mine == last) {
+        Run& run = to[n - 1];
+        run.queries = end - run.query;
+        run.keys = {keys.begin < run.keys.begin ? keys.begin : run.keys.begin,
+                    keys.end > run.keys.end ? keys.end : run.keys.end};
+      } else if (mine >= 0) {
+        to[n++] = Run{begin, end - begin, slot, address(mine), keys};
       }
-      keys = {keys.begin / kPanel * kPanel, round_up(keys.end, kPanel)};
-      *to++ = Run{i, next - i, slot, address(mine), keys};
-    }
-    return int(to - begin);
+      last = mine;
+    });
+    for (int i = 0; i < n; ++i)
+      to[i].keys = {to[i].keys.begin / kPanel * kPanel, round_up(to[i].keys.end, kPanel)};
+    return n;
   }
 
   // Scores of a run's queries against its keys. `fresh`: its values come from memory, next.
@@ -264,10 +274,11 @@ class Tile {
     Span seen[kQueries];
     Run runs[kUnit * kQueries + 1];
     int last = 0, n = 0;
-    for (int i = 0; i < count; ++i) {
-      seen[i] = visible(a_.positions[row_of(first + i)], unit, a_.window);
-      last = seen[i].end > last ? seen[i].end : last;
-    }
+    for_rows(first, count, [&](int row, int begin, int end) {
+      const Span span = visible(a_.positions[row], unit, a_.window);
+      for (int i = begin; i < end; ++i) seen[i] = span;
+      last = span.end > last ? span.end : last;
+    });
     for (int b = 0; b * kBlock < last; ++b)
       n += this->runs(unit * kUnit + b, seen, first, count, runs + n);
     for (int i = 0; i < n; ++i) {
