@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from benchmarks.race import Contender
 
 FIGURES = ("prefill", "ttft_ms", "decode_1", "urial_32", "score")
+QUIET = 0.05  # of the machine: what others may take before the page says so
 SMALLER_IS_BETTER = {"ttft_ms", "peak_MB"}
 
 
@@ -125,8 +126,11 @@ def shares(own: Contender) -> list[str]:
 
 
 def remarks(contender: Contender, own: dict[str, Any]) -> list[str]:
-    """Where an engine did not read or write the same tokens as we."""
+    """Where an engine was not alone on the machine, or had not the same tokens as we."""
     run, found = contender.runs[-1], []
+    disturbed = max(run["disturbed"] for run in contender.runs)
+    if disturbed > QUIET:
+        found.append(f"other processes took up to {disturbed:.0%} of the machine meanwhile")
     if run["prefix_tokens"] != own["prefix_tokens"]:
         found.append(f"cuts the prefix into {run['prefix_tokens']} tokens")
     pairs = zip(run["tokens"], own["tokens"], strict=False)
