@@ -20,7 +20,7 @@ BENCHMARKS := $(basename $(notdir $(wildcard benchmarks/bench_*.py)))
 TYPES := build/types
 INSTALL_LOG := build/install.log
 
-.PHONY: help venv build demo test lint format size bench sanitize clean
+.PHONY: help venv build demo test lint format size bench growth sanitize clean
 help:
 	@echo 'make demo    answer eight questions with a real model, and show their token shift'
 	@echo 'make test    lint, line budgets and all tests'
@@ -28,7 +28,8 @@ help:
 	@echo 'make lint    ruff, mypy and clang-format, changing nothing'
 	@echo 'make format  ruff and clang-format, changing the files'
 	@echo 'make size    lines of code against their budgets'
-	@echo 'make bench   every benchmark at full size'
+	@echo 'make bench   every benchmark at full size, but for the next one'
+	@echo 'make growth  how time and memory grow with each parameter (ten minutes)'
 	@echo 'make sanitize native tests with the address and undefined-behaviour sanitizers'
 	@echo 'make clean   remove everything that make has made'
 	@echo 'PYTHON=...   the interpreter that the first run makes $(VENV) with (now: $(PYTHON))'
@@ -96,6 +97,9 @@ size: | $(VENV)/.venv
 bench: $(VENV)/.build $(VENV)/.test
 	@for name in $(filter-out bench_generate,$(BENCHMARKS)) compare; do \
 	  $(BIN)/python -m benchmarks.$$name; done
+
+growth: $(VENV)/.build $(VENV)/.test
+	$(BIN)/python -m benchmarks.growth
 
 sanitize: $(VENV)/.test
 	$(BIN)/python tools/sanitize.py
