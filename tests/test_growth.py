@@ -22,8 +22,8 @@ from tests.fixtures import TinyModel
 from urial_engine import Engine
 
 SHAPE, SIZES = growth.SMALL_SHAPE, point.SMALL
-CALLS = {"row": 1e-3, "deep_row": 2e-3, "chunk": 4e-3, "deep_chunk": 6e-3}
-CALLS |= {"score": 3e-3, "choose": 2e-3}
+CALLS = {"row": 1e-3, "rows": 1.2e-3, "deep_rows": 2e-3}
+CALLS |= {"chunk": 4e-3, "deep_chunk": 6e-3, "score": 3e-3}
 
 
 @pytest.fixture
@@ -64,10 +64,12 @@ def test_all_curves(tiny_model: TinyModel, tmp_path: Path) -> None:
     assert str(tmp_path) not in page
     assert (out / "growth.png").read_bytes().startswith(b"\x89PNG")
 
-    assert growth.main([*options, "--only", "scored", "--rounds", "1"]) == 0
+    assert growth.main([*options, "--only", "scored"]) == 0
     again = json.loads((out / "growth.json").read_text())["experiments"]
     assert again["batch"] == found["experiments"]["batch"]
-    assert len(again["scored"]["scored"]["8"]) == 1
+    assert again["scored"] != found["experiments"]["scored"]
+    with pytest.raises(SystemExit, match=r"growth.json was made with another threads: leave"):
+        growth.main([*options, "--only", "scored", "--threads", "1"])
 
 
 def test_a_point_is_a_process_of_its_own(tmp_path: Path) -> None:
@@ -90,13 +92,13 @@ def test_the_counted_work_is_what_the_backend_is_given(tmp_path: Path) -> None:
     """With an operation as the price of everything, the expected time is the meter's count."""
     attention = 4 * SHAPE.layers * SHAPE.hidden
     head = 2 * SHAPE.hidden
-    prices = Prices(0, 2 * SHAPE.layer_weights, attention, attention, head, head)
+    prices = Prices(0, 2 * SHAPE.layer_weights, attention, attention, head)
     expected = Expected(SHAPE, SIZES, prices)
     with Engine(models.make(tmp_path, SHAPE), threads=1, kv_cache_gib=0.01) as engine:
         lab = point.Lab(engine, SIZES)
         meter = Meter(engine)
         lab.score(70)
-        assert meter.take().operations == expected.score(70).all
+        assert meter.take().operations == expected.score(70).all  # no byte has a price here
         ids = lab.ids(128)
         lab.read(ids)
         meter.take()
@@ -115,8 +117,8 @@ def test_prices_are_those_of_the_timed_calls() -> None:
     assert expected.text(SIZES.query, SIZES.depth).layers == pytest.approx(CALLS["deep_chunk"])
     assert expected.text(SIZES.query, scored=SIZES.query).head == pytest.approx(CALLS["score"])
     assert expected.step(1, 0).layers == pytest.approx(CALLS["row"])
-    assert expected.step(1, 0, SIZES.depth).layers == pytest.approx(CALLS["deep_row"])
-    assert expected.step(SIZES.many, 0).head == pytest.approx(CALLS["choose"])
+    deep = (expected.step(SIZES.writers, own).layers for own in (0, SIZES.depth))
+    assert -np.subtract(*deep) == pytest.approx(CALLS["deep_rows"] - CALLS["rows"])
 
 
 def points(values: list[int], cost: Callable[[int], Cost]) -> dict[str, list[dict[str, Any]]]:
@@ -165,7 +167,7 @@ def test_a_curve_is_held_against_its_expectation() -> None:
 def test_what_should_not_grow(growth: float, within: bool) -> None:
     values, sizes = [1, 2, 3], [1.0, 1 + growth / 2, 1 + growth]
     ranges = [(size, size) for size in sizes]
-    flat = Fit(values, sizes, ranges, [1.1] * 3, slopes(values, sizes, [1.1] * 3), {})
+    flat = Fit(values, sizes, ranges, [1.1] * 3, 0, slopes(values, sizes, [1.1] * 3), {})
     flat = replace(flat, slopes=Slopes(flat.slopes.measured, 0.0))
     assert flat.within is within
     assert flat.slopes.ratio is None and flat.squared_correlation is None
@@ -182,5 +184,5 @@ def test_memory_is_held_against_growth_alone() -> None:
 
 def test_a_working_engine_takes_150_mb_beside_weights_and_cache(real_model: Path) -> None:
     found = growth.process("memory", real_model, "--small", "--workload", "score")
-    assert found["weights"] > 260_000_000 and found["cache"] > 0
+    assert found["weights"] > 260_000_000 and found["working"]["cache"] > 0
     assert 0 < memory.excess(found, "working") <= memory.LIMIT

@@ -89,15 +89,19 @@ def main(argv: list[str] | None = None) -> int:
     args = options(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "growth.json"
-    kept = file.exists() and set(args.only) != set(NAMES)
-    found = json.loads(file.read_text(encoding="utf-8")) if kept else {"experiments": {}}
-    found |= {
+    about = {
         "machine": machine(),
         "threads": args.threads,
         "rounds": args.rounds,
         "shape": asdict(SMALL_SHAPE if args.small else models.Shape()),
         "sizes": asdict(point.SMALL if args.small else point.FULL),
     }
+    found = {**about, "experiments": {}}
+    if set(args.only) != set(NAMES) and file.exists():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if differs := [name for name in about if found[name] != about[name]]:
+            names = ", ".join(differs)
+            raise SystemExit(f"{file.name} was made with another {names}: leave --only out")
     for experiment in (e for e in EXPERIMENTS if e.name in args.only):
         found["experiments"][experiment.name] = run(experiment, args)
     if WORKLOADS in args.only:

@@ -34,13 +34,17 @@ def doubling(first: int, last: int) -> tuple[int, ...]:
 
 
 EXPERIMENTS = (
-    Experiment("batch", "sequences", (*doubling(1, 16), 32, 48, 64, 96, 128), (1, 2, 4)),
+    Experiment("batch", "sequences", (1, 4, 16, 32, 64, 96, 128), (1, 2, 4)),
     Experiment("prefix", "tokens of the prefix", (0, *doubling(512, 8192)), (0, 64, 128)),
     Experiment("generated", "new tokens", doubling(32, 1024), (2, 3, 4)),
     Experiment("scored", "scored tokens", doubling(128, 8192), (8, 16, 32)),
     Experiment("vocabulary", "vocabulary", doubling(32_768, 262_144), (320, 640, 960)),
     Experiment("threads", "threads", (1, 2), (1, 2), beside="limits"),
 )
+
+
+def always(_: E, __: int) -> bool:
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class Curve:
     slope_unit: str
     per: str
     expected: Callable[[E, int], Any]  # a Cost, or bytes
+    grows: Callable[[E, int], bool] = always  # where the slope is taken
 
     @property
     def name(self) -> str:
@@ -61,7 +66,10 @@ class Curve:
 
 
 CURVES = (
-    Curve("batch", "step", "a step of the batch", "ms", "us", "sequence", E.batch_step),
+    Curve(
+        *("batch", "step", "a step of the batch", "ms", "us", "sequence", E.batch_step),
+        grows=E.is_arithmetic,
+    ),
     Curve("prefix", "prefill", "reading the prefix", "s", "us", "token", E.prefill),
     Curve("prefix", "first", "a long query after it", "ms", "us", "token", E.first),
     Curve("prefix", "step", "a step after it", "ms", "ns", "token", E.prefix_step),

@@ -20,6 +20,7 @@ from benchmarks.growth.point import Sizes
 from benchmarks.growth.work import Expected, Prices
 
 WITHIN = 0.15  # of the expected slope
+LEAST = 3  # points of a slope
 Run = Mapping[str, Any]  # as point.py leaves it
 Points = Mapping[str, Sequence[Run]]  # by the value of the parameter
 
@@ -44,6 +45,7 @@ class Fit:
     measured: list[float]  # medians
     ranges: list[tuple[float, float]]
     expected: list[float]
+    start: int  # index of the first point where it grows
     slopes: Slopes
     parts: dict[str, Slopes]  # of the time: the layers, the head, and Python, which should be none
 
@@ -61,15 +63,21 @@ class Fit:
         """Of measured and expected: 1 where all that differs is a factor and a constant."""
         if self.slopes.ratio is None or np.ptp(self.expected) == 0:
             return None
-        return float(np.corrcoef(self.measured, self.expected)[0, 1] ** 2)
+        grown = self.measured[self.start :], self.expected[self.start :]
+        return float(np.corrcoef(*grown)[0, 1] ** 2)
 
     @property
     def bend(self) -> float | None:
         """The ratio of the larger half over that of the smaller half; the middle is in both."""
-        middle, last = (len(self.values) - 1) / 2, len(self.values)
-        halves = [self._between(0, int(middle + 1.5)), self._between(int(middle), last)]
+        middle, last = (self.start + len(self.values) - 1) / 2, len(self.values)
+        halves = [self._between(self.start, int(middle + 1.5)), self._between(int(middle), last)]
         small, large = (half.ratio for half in halves)
         return large / small if small and large else None
+
+    @property
+    def spread(self) -> float:
+        """The largest run of a point over its smallest, at the worst point."""
+        return max(high / low for low, high in self.ranges)
 
     def _between(self, start: int, end: int) -> Slopes:
         part = slice(start, end)
@@ -97,21 +105,25 @@ def time_fit(curve: Curve, points: Points, expected: Expected) -> Fit:
     known = {int(v): runs for v, runs in points.items() if curve.figure in runs[0]["seconds"]}
     costs = [curve.expected(expected, value) for value in known]
     each = [[run["seconds"][curve.figure]["all"] for run in runs] for runs in known.values()]
-    values, measured = list(known), [median(times) for times in each]
-    took = {
-        part: [seconds(runs, curve.figure, part) for runs in known.values()]
+    values, measured, wanted = list(known), [*map(median, each)], [cost.all for cost in costs]
+    start = sum(not curve.grows(expected, value) for value in values)
+    start = min(start, max(len(values) - LEAST, 0))
+
+    def grown(took: Sequence[float], cost: Sequence[float]) -> Slopes:
+        return slopes(values[start:], took[start:], cost[start:])
+
+    layers, head = (
+        [seconds(runs, curve.figure, part) for runs in known.values()]
         for part in ("layers", "head")
-    }
-    rest = [all_ - sum(both) for all_, *both in zip(measured, *took.values(), strict=True)]
-    nothing = [0.0] * len(values)
+    )
+    rest = [all_ - a - b for all_, a, b in zip(measured, layers, head, strict=True)]
     parts = {
-        "layers": slopes(values, took["layers"], [cost.layers for cost in costs]),
-        "head": slopes(values, took["head"], [cost.head for cost in costs]),
-        "Python": slopes(values, rest, nothing),
+        "layers": grown(layers, [cost.layers for cost in costs]),
+        "head": grown(head, [cost.head for cost in costs]),
+        "Python": grown(rest, [0.0] * len(values)),
     }
-    wanted = [cost.all for cost in costs]
     ranges = [(min(times), max(times)) for times in each]
-    return Fit(values, measured, ranges, wanted, slopes(values, measured, wanted), parts)
+    return Fit(values, measured, ranges, wanted, start, grown(measured, wanted), parts)
 
 
 def memory_fit(curve: Curve, points: Points, expected: Expected) -> Fit:
@@ -123,7 +135,7 @@ def memory_fit(curve: Curve, points: Points, expected: Expected) -> Fit:
     rest = float(np.mean(measured) - np.mean(grown))
     wanted = [rest + more for more in grown]
     ranges = [(float(min(sizes)), float(max(sizes))) for sizes in each]
-    return Fit(values, measured, ranges, wanted, slopes(values, measured, grown), {})
+    return Fit(values, measured, ranges, wanted, 0, slopes(values, measured, grown), {})
 
 
 def resident(curve: Curve, run: Run) -> int:

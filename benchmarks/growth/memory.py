@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.bench_generate import greedy
 from benchmarks.bench_token_shift import peak, reset_peak
@@ -53,26 +53,34 @@ def measure(name: str, args: Any) -> dict[str, Any]:
         threads=args.threads,
         isa=args.isa,
     ) as engine:
-        opening = peak()
-        opened = reset_peak()
-        if opened is None:
+        opening = Phase(peak(), used_blocks(engine))
+        if reset_peak() is None:
             raise SystemExit("memory is measured on Linux only")
         WORKLOADS[name](engine, texts)
-        working = peak()
-        blocks = sum(len(segment.blocks) for segment in engine._scheduler._cache.segments())
+        working = Phase(peak(), used_blocks(engine))
         return {
             "imported": imported,
-            "opening": opening,
-            "opened": opened,
-            "working": working,
             "weights": engine.info["weight_bytes"],
-            "cache": blocks * engine.backend.block_bytes,
+            "opening": opening._asdict(),
+            "working": working._asdict(),
         }
+
+
+class Phase(NamedTuple):
+    """Of the process: from its start until the engine is open, or from there on."""
+
+    peak: int
+    cache: int  # in used blocks at the end of the phase
+
+
+def used_blocks(engine: Engine) -> int:
+    blocks = sum(len(segment.blocks) for segment in engine._scheduler._cache.segments())
+    return blocks * engine.backend.block_bytes
 
 
 def excess(found: dict[str, Any], phase: str) -> int:
     """Bytes at the peak of a phase, "opening" or "working", beside weights and used blocks."""
-    return int(found[phase] - found["weights"] - found["cache"])
+    return int(found[phase]["peak"] - found["weights"] - found[phase]["cache"])
 
 
 def main(argv: list[str]) -> None:

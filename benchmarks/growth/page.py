@@ -58,7 +58,8 @@ def head(found: Found) -> Iterator[str]:
         "through the counted work times what a unit of work costs in single calls of the backend "
         "(`work.py`). **R²**: of measured and expected. **bend**: measured over expected slope in "
         "the larger half of the points, over the same in the smaller half; 1 where the cost of a "
-        "unit does not grow. Where time is more than "
+        "unit does not grow. **spread**: the slowest run of a point over its fastest, at the worst "
+        "point; where it is large, the machine did something else. Where time is more than "
         f"{WITHIN:.0%} off, the parts of the slope say where."
     )
 
@@ -66,7 +67,8 @@ def head(found: Found) -> Iterator[str]:
 def section(title: str, made: list[tuple[Curve, Fit]]) -> list[str]:
     if not made:
         return []
-    names = ["grows", "measured", "from, to", "", "slope", "expected", "ratio", "R²", "bend", ""]
+    names = ["grows", "measured", "from, to", "", "slope", "expected", "ratio"]
+    names += ["R²", "bend", "spread", ""]
     lines = [f"## {title}", "", *table(names, [row(*pair) for pair in made]), ""]
     lines += [parts(*pair) for pair in made if pair[1].parts and not pair[1].within]
     return [*lines, ""]
@@ -75,6 +77,7 @@ def section(title: str, made: list[tuple[Curve, Fit]]) -> list[str]:
 def row(curve: Curve, made: Fit) -> list[str]:
     ends = [f"{scaled(made.measured[i], curve.unit)}" for i in (0, -1)]
     unit = f"{curve.slope_unit} a {curve.per}".replace("us", "µs").replace("a entry", "an entry")
+    unit += f", from {made.values[made.start]:,} on" if made.start else ""
     return [
         f"{GROWS[curve.experiment]}, {made.values[0]:,} … {made.values[-1]:,}",
         curve.title,
@@ -85,6 +88,7 @@ def row(curve: Curve, made: Fit) -> list[str]:
         ratio(made.slopes.ratio),
         ratio(made.squared_correlation, 3),
         ratio(made.bend),
+        ratio(made.spread),
         verdict(made.within),
     ]
 
@@ -134,12 +138,14 @@ def workloads_section(found: Found) -> list[str]:
         return []
     rows = []
     for name, run in held["runs"].items():
-        each = [memory.excess(run, phase) for phase in ("opening", "working")]
-        known = (run["imported"], run["weights"], run["cache"], run["opening"], run["working"])
-        rows.append([name, *(scaled(size, "MB") for size in (*known, *each))])
-        rows[-1].append(verdict(max(each) <= memory.LIMIT))
-    names = ["MB", "imports", "weights", "cache", "peak, opening", "peak, working"]
-    names += ["excess, opening", "excess, working", ""]
+        each = {phase: memory.excess(run, phase) for phase in ("opening", "working")}
+        known = [run["imported"], run["weights"]]
+        for phase, more in each.items():
+            known += [run[phase]["peak"], run[phase]["cache"], more]
+        rows.append([name, *(scaled(size, "MB") for size in known)])
+        rows[-1].append(verdict(max(each.values()) <= memory.LIMIT))
+    names = ["MB", "Python", "weights"]
+    names += ["peak while opening", "cache", "excess", "peak while working", "cache", "excess", ""]
     text = (
         f"{held['model']}, {held['dtype']}, {held['texts']} texts; a process for each workload. "
         "Excess: what is resident at the peak beside weights and used blocks of the cache; at most "

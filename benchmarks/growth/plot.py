@@ -60,6 +60,7 @@ def panel(axis: Any, curve: Curve, line: Fit) -> None:
     axis.set_xlabel(GROWS[curve.experiment], fontsize=8)
     axis.set_ylabel(f"{curve.unit} {MEMORY if curve.figure == MEMORY else ''}", fontsize=8)
     axis.tick_params(labelsize=8)
-    axis.set_ylim(0, 1.1 * max(*measured, *expected))
+    if curve.figure != MEMORY or line.slopes.ratio is None:  # what grows is little of all memory
+        axis.set_ylim(0, 1.1 * max(*measured, *expected))
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)

@@ -27,12 +27,11 @@ from benchmarks.limits import Limits
 from urial_engine import Engine
 from urial_engine.backends.base import Batch
 from urial_engine.config import ModelConfig
-from urial_engine.scheduler_batch import sample_batch
-from urial_engine.scheduler_requests import Generation
 
 GIB = 1 << 30
 # The parts of a step: the layers in one call, the head in another, and what is left is Python.
 PARTS = {"forward": "layers", "next_tokens": "head", "score": "head"}
+Call = Callable[[], object]
 Seconds = dict[str, float]  # "all" of it, and what of it was spent in each part
 
 
@@ -44,16 +43,17 @@ class Sizes:
     own: int = 32  # of each sequence, after the prefix
     query: int = 512  # a long query, which fills a step
     new: int = 16  # generated, where a step is timed
+    together: int = 32  # sequences that share a growing prefix
     writers: int = 8  # sequences that generate a growing number of tokens
     depth: int = 4096  # keys before a row, where the price of a key is measured
     many: int = 128  # sequences at most
-    repeats: int = 5  # of a call that has a price
+    repeats: int = 7  # of a call that has a price
     context: int = 8192 + BLOCK  # that a cache touched beforehand holds
     limit: float = 0.3  # seconds for each limit of the machine
 
 
 FULL = Sizes()
-SMALL = Sizes(64, 8, 64, 4, 2, 128, 8, 1, 256, 0.01)
+SMALL = Sizes(64, 8, 64, 4, 2, 2, 128, 8, 1, 256, 0.01)
 
 
 class Lab:
@@ -77,7 +77,7 @@ class Lab:
     def time(self) -> Seconds:
         return {"all": time.perf_counter(), **self._spent}
 
-    def timed(self, call: Callable[[], object]) -> Seconds:
+    def timed(self, call: Call) -> Seconds:
         start = self.time()
         call()
         return since(start, self.time())
@@ -134,11 +134,11 @@ def batch(lab: Lab, count: int) -> Found:
 
 
 def prefix(lab: Lab, tokens: int) -> Found:
-    """A prefix is read; a long query after it; and a sequence after it is continued."""
+    """A prefix is read; a long query after it; and sequences that share it are continued."""
     ids = lab.ids(tokens)
     found = {"prefill": lab.read(ids)} if ids else {}
     found["first"] = lab.read(ids + lab.ids(lab.sizes.query))
-    return {**found, "step": lab.step(ids, 1)}
+    return {**found, "step": lab.step(ids, lab.sizes.together)}
 
 
 def generated(lab: Lab, tokens: int) -> Found:
@@ -180,34 +180,33 @@ def prices(lab: Lab, _: int) -> Found:
     """Single calls of the backend, from which work.py takes what a unit of work costs."""
     backend, sizes, config = lab.engine.backend, lab.sizes, lab.engine.config
     block = values(lab.random, (1, backend.block_bytes // BF16_BYTES)).view(np.uint8)[0]
-    for i in range(-(-(sizes.depth + sizes.query) // BLOCK)):  # what was never written costs less
+    for i in range(sizes.writers * (sizes.depth // BLOCK + 1)):  # reading what is not there is fast
         backend.write_block(i, block)
 
-    def often(call: Callable[[], object]) -> Seconds:
-        call()
-        return {"all": median(timed(call)[1] for _ in range(sizes.repeats))}
+    def forward(rows: int, depth: int, texts: int = 1) -> Call:
+        """So many rows of each text behind `depth` keys of its own."""
+        blocks = -(-(depth + rows) // BLOCK)
+        call = Batch(
+            token_ids=np.array(lab.ids(rows * texts), np.int32),
+            positions=np.tile(np.arange(depth, depth + rows, dtype=np.int32), texts),
+            sequences=np.repeat(np.arange(texts, dtype=np.int32), rows),
+            block_tables=np.arange(texts * blocks, dtype=np.int32).reshape(texts, blocks),
+        )
+        return lambda: backend.forward(call)
 
-    def forward(rows: int, depth: int) -> Seconds:
-        """One sequence's rows behind `depth` keys."""
-        ids, places = np.array(lab.ids(rows), np.int32), np.arange(rows, dtype=np.int32)
-        table = np.arange(-(-(depth + rows) // BLOCK), dtype=np.int32)[None]
-        call = Batch(ids, places + depth, np.zeros(rows, np.int32), table)
-        return often(lambda: backend.forward(call))
-
-    rows = max(sizes.query, sizes.many)
-    hidden = lab.random.standard_normal((rows, config.hidden_size), np.float32)
+    hidden = lab.random.standard_normal((sizes.query, config.hidden_size), np.float32)
     targets = np.array(lab.ids(sizes.query), np.int32)
-    request = lab.engine.generation(lab.ids(1), greedy(1), "a text")
-    assert isinstance(request, Generation)
-    how = sample_batch(request.samples * sizes.many)
-    return {
+    calls: dict[str, Call] = {
         "row": forward(1, 0),
-        "deep_row": forward(1, sizes.depth),
+        "rows": forward(1, 0, sizes.writers),
+        "deep_rows": forward(1, sizes.depth, sizes.writers),
         "chunk": forward(sizes.query, 0),
         "deep_chunk": forward(sizes.query, sizes.depth),
-        "score": often(lambda: backend.score(hidden[: sizes.query], targets, 10)),
-        "choose": often(lambda: backend.next_tokens(hidden[: sizes.many], how)),
+        "score": lambda: backend.score(hidden, targets, 10),
     }
+    # In turn, as in a step: no call finds what it reads in a cache because it has just read it.
+    took = [{name: timed(call)[1] for name, call in calls.items()} for _ in range(sizes.repeats)]
+    return {name: {"all": median(each[name] for each in took)} for name in calls}
 
 
 GROWING = (batch, prefix, generated, scored, vocabulary, threads)

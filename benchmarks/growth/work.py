@@ -17,7 +17,10 @@ from benchmarks.growth.models import BF16_BYTES, BLOCK, Shape
 from benchmarks.growth.point import Sizes
 
 F32_BYTES = 4
+PANEL = 32  # columns of the head that are read for the logit of a given token
 SAMPLED_TOGETHER = 32  # rows whose logits stand in memory while their tokens are chosen
+# A sequence's ids, prefix included, are listed by the caller, its request and itself: pointers.
+LISTED_BYTES = 3 * 8
 
 
 class Cost(NamedTuple):
@@ -39,20 +42,20 @@ class Prices:
     token: float  # through the layers, among many, without its attention
     pair: float  # of a query and a key, where many queries of a text are read together
     key: float  # that a single query meets
-    scored: float  # entry of the vocabulary, of a token that is scored
-    chosen: float  # entry of the vocabulary, where each of many sequences gets a token
+    entry: float  # of the vocabulary, that a scored token meets
 
     @classmethod
     def of(cls, seconds: Mapping[str, float], shape: Shape, sizes: Sizes) -> Prices:
         """From the calls that `prices` in point.py has timed."""
         pair = (seconds["deep_chunk"] - seconds["chunk"]) / (sizes.query * sizes.depth)
+        byte = seconds["row"] / (BF16_BYTES * shape.layer_weights)
+        own = BF16_BYTES * shape.hidden * PANEL * byte
         return cls(
-            byte=seconds["row"] / (BF16_BYTES * shape.layer_weights),
+            byte=byte,
             token=(seconds["chunk"] - pair * below(sizes.query)) / sizes.query,
             pair=pair,
-            key=(seconds["deep_row"] - seconds["row"]) / sizes.depth,
-            scored=seconds["score"] / (sizes.query * shape.vocabulary),
-            chosen=seconds["choose"] / (sizes.many * shape.vocabulary),
+            key=(seconds["deep_rows"] - seconds["rows"]) / (sizes.writers * sizes.depth),
+            entry=(seconds["score"] / sizes.query - own) / shape.vocabulary,
         )
 
 
@@ -78,7 +81,8 @@ class Expected:
     def step(self, sequences: int, own: int, shared: int = 0, vocabulary: int = 0) -> Cost:
         """The next token of sequences that share some tokens and have `own` ones each.
 
-        Reading the weights hides the arithmetic of few rows; that of many hides the reading.
+        Reading the weights hides the arithmetic of few rows; that of many hides the reading. To
+        choose a token is as much work as to score one.
         """
         p, shape = self.prices, self.shape
         entries = vocabulary or shape.vocabulary
@@ -87,16 +91,22 @@ class Expected:
         keys = max(p.key, sequences * p.pair) * whole(shared) + sequences * p.key * whole(own)
         return Cost(
             max(reading, sequences * p.token) + keys,
-            max(reading_head, sequences * entries * p.chosen),
+            max(reading_head, sequences * entries * p.entry),
         )
 
     def text(self, tokens: int, before: int = 0, scored: int = 0, vocabulary: int = 0) -> Cost:
-        """Tokens of one text, read behind others; some of them scored, or else one chosen."""
+        """Tokens of one text, read behind others; some of them scored, or else one chosen. A
+        scored token meets its own column of the head once more, before all the others."""
         p, entries = self.prices, vocabulary or self.shape.vocabulary
         pairs = below(tokens) + tokens * before
-        reading_head = BF16_BYTES * self.shape.hidden * entries * p.byte
-        head = scored * entries * p.scored if scored else reading_head
+        column = BF16_BYTES * self.shape.hidden * p.byte
+        head = scored * (PANEL * column + entries * p.entry) if scored else entries * column
         return Cost(tokens * p.token + pairs * p.pair, head)
+
+    def is_arithmetic(self, sequences: int) -> bool:
+        """Whether a step of so many takes longer to compute than its weights take to read."""
+        reading = BF16_BYTES * self.shape.layer_weights * self.prices.byte
+        return sequences * self.prices.token > reading
 
     def batch_step(self, count: int) -> Cost:
         return self.step(count, self._own, self.sizes.prefix)
@@ -108,7 +118,7 @@ class Expected:
         return self.text(self.sizes.query, prefix)
 
     def prefix_step(self, prefix: int) -> Cost:
-        return self.step(1, self._own, prefix)
+        return self.step(self.sizes.together, self._own, prefix)
 
     def generate(self, new: int) -> Cost:
         own, writers = self.sizes.own, self.sizes.writers
@@ -137,10 +147,12 @@ class Expected:
         rows = chunk + max(count - chunk // own, 0)
         logits = F32_BYTES * self.shape.vocabulary * min(count, SAMPLED_TOGETHER)
         blocks = whole(own + self.sizes.new - 1) * self.shape.key_bytes
-        return count * blocks + logits + rows * self._row_bytes
+        listed = LISTED_BYTES * (self.sizes.prefix + own)
+        return count * (blocks + listed) + logits + rows * self._row_bytes
 
     def prefix_bytes(self, prefix: int) -> float:
-        return whole(prefix) * self.shape.key_bytes
+        listed = self.sizes.together * LISTED_BYTES * prefix
+        return whole(prefix) * self.shape.key_bytes + listed
 
     def generated_bytes(self, new: int) -> float:
         tokens = whole(self.sizes.own + new - 1)
