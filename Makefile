@@ -20,7 +20,11 @@ BENCHMARKS := $(basename $(notdir $(wildcard benchmarks/bench_*.py)))
 TYPES := build/types
 INSTALL_LOG := build/install.log
 
-.PHONY: help venv build demo test lint format size bench growth sanitize clean
+MODEL ?=
+REPEATS ?= 3
+RACE ?=
+
+.PHONY: help venv build demo test lint format size bench growth peers race sanitize clean
 help:
 	@echo 'make demo    answer eight questions with a real model, and show their token shift'
 	@echo 'make test    lint, line budgets and all tests'
@@ -28,7 +32,9 @@ help:
 	@echo 'make lint    ruff, mypy and clang-format, changing nothing'
 	@echo 'make format  ruff and clang-format, changing the files'
 	@echo 'make size    lines of code against their budgets'
-	@echo 'make bench   every benchmark at full size, but for the next one'
+	@echo 'make bench   every benchmark at full size, but for growth and races'
+	@echo 'make peers   an environment for each engine that we race, and MODEL=... as it reads it'
+	@echo 'make race    we and our peers on MODEL=..., REPEATS=... times; RACE=... more options'
 	@echo 'make growth  how time and memory grow with each parameter (ten minutes)'
 	@echo 'make sanitize native tests with the address and undefined-behaviour sanitizers'
 	@echo 'make clean   remove everything that make has made'
@@ -93,10 +99,15 @@ format: $(VENV)/.test
 size: | $(VENV)/.venv
 	$(BIN)/python tools/size.py
 
-# compare runs bench_generate itself, in turn with the other engines that it finds.
 bench: $(VENV)/.build $(VENV)/.test
-	@for name in $(filter-out bench_generate,$(BENCHMARKS)) compare; do \
-	  $(BIN)/python -m benchmarks.$$name; done
+	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name; done
+
+# Several gigabytes in .peers: torch twice, and llama.cpp is compiled.
+peers: $(VENV)/.build $(VENV)/.test
+	$(BIN)/python -m benchmarks.peers.install $(MODEL)
+
+race: $(VENV)/.build $(VENV)/.test
+	$(BIN)/python -m benchmarks.race $(MODEL) --repeats $(REPEATS) $(RACE)
 
 growth: $(VENV)/.build $(VENV)/.test
 	$(BIN)/python -m benchmarks.growth
@@ -105,5 +116,5 @@ sanitize: $(VENV)/.test
 	$(BIN)/python tools/sanitize.py
 
 clean:
-	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .peers build .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

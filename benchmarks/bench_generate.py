@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.limits import SECONDS, Limits, machine
 from benchmarks.meter import Meter, Work, layer_weights
+from benchmarks.peers.common import peak_memory
 from benchmarks.workload import Workload, arguments, read_arguments
 from urial_engine import Engine, RequestOutput, SamplingParams
 from urial_engine.config import ModelConfig
@@ -62,15 +63,14 @@ def check(outputs: list[RequestOutput], new: int, *, cached: range) -> None:
             raise RuntimeError(f"made {made} tokens of {new}, with {had} cached, not {cached}")
 
 
-def prefill(open_engine: Callable[..., Engine], texts: Workload) -> Figure:
+def prefill(engine: Engine, texts: Workload) -> Figure:
     """The prefix read by an engine that has seen none of it, after a warm-up on another text."""
-    with open_engine() as engine:
-        engine.generate("warm up " + texts.prompt.text, greedy(2))
-        meter = Meter(engine)
-        outputs, seconds = timed(lambda: engine.generate(texts.prompt.text, greedy(1)))
-        check(outputs, 1, cached=range(engine.backend.block_size))
-        tokens = len(outputs[0].prompt_token_ids)
-        return rate("prefill", tokens, seconds, meter.take())
+    engine.generate("warm up " + texts.prompt.text, greedy(2))
+    meter = Meter(engine)
+    outputs, seconds = timed(lambda: engine.generate(texts.prompt.text, greedy(1)))
+    check(outputs, 1, cached=range(engine.backend.block_size))
+    tokens = len(outputs[0].prompt_token_ids)
+    return rate("prefill", tokens, seconds, meter.take())
 
 
 def warm_figures(engine: Engine, texts: Workload) -> Iterator[Figure]:
@@ -117,17 +117,24 @@ def measure(args: Any) -> dict[str, Any]:
         size = int(info["weight_bytes"])
         return Limits.measure(info["isa"], args.dtype, args.threads, size, seconds=seconds)
 
-    figures = [prefill(open_engine, texts)]
+    with open_engine() as engine:
+        config, info = engine.config, engine.info
+        figures = [prefill(engine, texts)]
+    # While no engine holds memory: what the measurement takes is then no part of the peak.
+    before = limits()
     engine, load_seconds = timed(lambda: open_engine(texts.prompt.text))
     with engine:
-        config, info = engine.config, engine.info
-        before = limits()
         figures += warm_figures(engine, texts)
-        after = limits()
-    most = Limits.best([before, after])
+        info, peak = engine.info, peak_memory()
+        tokens, cache = greedy_tokens(engine, texts), cache_bytes(engine, texts)
+    most = Limits.best([before, limits()])
     return {
-        "peer": f"urial-engine {args.dtype}",
+        "peer": f"urial-engine {info['isa']}",
         **{figure.name: round(figure.value, 2) for figure in figures},
+        "prefix_tokens": info["prefix_tokens"],
+        "tokens": tokens,
+        "peak_MB": round(peak / 1e6, 1),
+        "memory": {"weights_MB": megas(int(info["weight_bytes"])), "kv_MB": megas(cache)},
         "load_seconds": round(load_seconds, 2),
         "figures": {figure.name: row(figure, most) for figure in figures},
         "limits": {"read_GBps": gigas(most.read), "GFLOPs": gigas(most.arithmetic)},
@@ -143,6 +150,19 @@ def measure(args: Any) -> dict[str, Any]:
     }
 
 
+def greedy_tokens(engine: Engine, texts: Workload) -> list[int]:
+    """Those of decode_1; peers that compute the same make the same."""
+    return engine.generate(texts.suffixes(3)[0], greedy(1 + texts.new))[0].outputs[0].token_ids
+
+
+def cache_bytes(engine: Engine, texts: Workload) -> int:
+    """Keys and values of urial_32: the prefix once, each query and what follows it."""
+    prefix = len(engine.prefix_ids)
+    whole = [engine.tokenizer.encode(texts.prompt.text + query) for query in texts.suffixes(4)]
+    tokens = prefix + sum(len(ids) - prefix + texts.new_batch for ids in whole)
+    return tokens * engine.backend.block_bytes // engine.backend.block_size
+
+
 def model(path: str, config: ModelConfig, info: dict[str, Any]) -> dict[str, Any]:
     embedding = config.vocab_size * config.hidden_size
     return {
@@ -156,6 +176,10 @@ def model(path: str, config: ModelConfig, info: dict[str, Any]) -> dict[str, Any
 
 def gigas(value: float) -> float:
     return round(value / 1e9, 2)
+
+
+def megas(value: int) -> float:
+    return round(value / 1e6, 1)
 
 
 def row(figure: Figure, most: Limits) -> dict[str, Any]:

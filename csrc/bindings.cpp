@@ -41,26 +41,27 @@ double peak(const std::string& isa, const std::string& dtype, int threads, doubl
 
 struct Bindings {
   static std::unique_ptr<Model> make(const py::dict& s, const std::string& dtype,
-                                     const std::string& isa, int threads, const F32Array& cos,
-                                     const F32Array& sin) {
+                                     const std::string& isa, int threads,
+                                     const F32Array& frequencies) {
     expect(threads > 0, "at least one thread");
     auto get = [&](const char* key) { return s[key].cast<int>(); };
-    const Shape shape{get("vocab"),        get("hidden"),
-                      get("feed_forward"), get("layers"),
-                      get("heads"),        get("kv_heads"),
-                      get("head_dim"),     get("window"),
-                      get("positions"),    s["norm_eps"].cast<float>()};
-    const py::ssize_t table = py::ssize_t(shape.positions) * shape.head_dim / 2;
-    expect(cos.size() == table && sin.size() == table,
-           "rotary tables must be [positions, head_dim / 2]");
-    return std::make_unique<Model>(shape, dtype_of(dtype), isa, threads, cos.data(), sin.data());
+    const Shape shape{get("vocab"),          get("hidden"),
+                      get("feed_forward"),   get("layers"),
+                      get("heads"),          get("kv_heads"),
+                      get("head_dim"),       get("window"),
+                      get("positions"),      s["norm_eps"].cast<float>(),
+                      s["tied"].cast<bool>()};
+    expect(frequencies.size() == shape.head_dim / 2 && frequencies.size() > 0,
+           "rotary frequencies must be [head_dim / 2]");
+    return std::make_unique<Model>(shape, dtype_of(dtype), isa, threads, frequencies.data());
   }
 
-  static void load_matrix(Model& m, const std::string& part, int layer, const py::array& source) {
+  static void load_matrix(Model& m, const std::string& part, int layer, int first,
+                          const py::array& source) {
     const Weight w(source);
     const Part to = part_of(part);
     py::gil_scoped_release release;
-    m.load_matrix(to, layer, w.data, w.type, w.rows, w.columns);
+    m.load_matrix(to, layer, first, w.data, w.type, w.rows, w.columns);
   }
 
   static void load_bias(Model& m, const std::string& part, int layer, const F32Array& bias) {
@@ -267,7 +268,7 @@ PYBIND11_MODULE(_native, m) {
         py::arg("seconds"), unlocked);
   py::class_<Model>(m, "Model")
       .def(py::init(&Bindings::make), py::arg("shape"), py::arg("dtype"), py::arg("isa"),
-           py::arg("threads"), py::arg("cos"), py::arg("sin"))
+           py::arg("threads"), py::arg("frequencies"))
       .def("load_matrix", &Bindings::load_matrix)
       .def("load_bias", &Bindings::load_bias)
       .def("load_norm", &Bindings::load_norm)

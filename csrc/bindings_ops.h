@@ -25,6 +25,22 @@ inline std::unique_ptr<Linear> make_linear(const py::array& weight,
                                   w.columns, bias ? bias->data() : nullptr, gated);
 }
 
+// Bytes of a packed matrix of n columns that holds the rows of a weight, as `columns` places them.
+inline Array<uint8_t> pack(const py::array& weight, int n, int offset, int run, int stride,
+                           const std::string& dtype) {
+  const Weight w(weight);
+  const Columns columns{offset, run, stride};
+  expect(w.rows > 0 && w.columns > 0 && offset >= 0 && run > 0 && stride >= run,
+         "a weight must not be empty, nor a run of its rows");
+  expect(columns.of(w.rows - 1) < n, "the weight's rows do not fit");
+  Packed to{nullptr, n, w.columns, dtype_of(dtype)};
+  Array<uint8_t> out(py::ssize_t(to.bytes()));
+  std::fill_n(out.mutable_data(), out.size(), uint8_t(0));
+  to.data = out.mutable_data();
+  pack_rows(w.data, w.type, 0, w.rows, to, columns);
+  return out;
+}
+
 inline F32Array linear(Linear& layer, const F32Array& x, const std::optional<F32Array>& residual) {
   expect(x.ndim() == 2 && x.shape(1) == layer.inputs() && x.shape(0) > 0,
          "x must be [M, K] with M > 0 and the weight's K");
@@ -83,16 +99,20 @@ inline py::tuple rope(Cache& cache, const F32Array& qkv, const F32Array& cos, co
 }
 
 inline F32Array attend(Cache& cache, const F32Array& q, const I32Array& positions,
-                       const I32Array& sequences, const I32Array& tables, int tile_queries) {
+                       const I32Array& sequences, const I32Array& tables, int tile_queries,
+                       int parts) {
   const RowArrays rows{positions, sequences, tables};
   rows.check(1 << 30, cache.blocks());
   expect(q.size() == py::ssize_t(rows.count()) * cache.heads() * cache.head_dim(),
          "queries must be [T, H, D]");
   expect(tile_queries > 0 && tile_queries <= kMaxQueries, "a tile holds 1 to 128 queries");
+  const int group = cache.heads() / cache.kv_heads();
+  expect(parts >= 0 && (parts < 2 || rows.count() <= tile_rows(group, tile_queries)),
+         "parts are of one tile: all queries of a key head must fit in it");
   F32Array out = queries_like(cache, rows.count());
   float* to = out.mutable_data();
   py::gil_scoped_release release;
-  cache.attend(rows_of(rows), q.data(), tile_queries, to);
+  cache.attend(rows_of(rows), q.data(), tile_queries, parts, to);
   return out;
 }
 
@@ -153,8 +173,10 @@ inline void bind(py::module_& m) {
       .def("rope", &rope, arg("qkv"), arg("cos"), arg("sin"), arg("positions"), arg("sequences"),
            arg("tables"))
       .def("attend", &attend, arg("q"), arg("positions"), arg("sequences"), arg("tables"),
-           arg("tile_queries") = kTileQueries)
+           arg("tile_queries") = kTileQueries, arg("parts") = 0)
       .def("read_block", &read_block);
+  m.def("pack", &pack, arg("weight"), py::kw_only(), arg("n"), arg("offset") = 0,
+        arg("run") = 1 << 30, arg("stride") = 1 << 30, arg("dtype"));
   m.def("rmsnorm", &norm, arg("x"), arg("weight"), arg("epsilon"), py::kw_only(), arg("dtype"),
         arg("isa"));
   m.def("tile_statistics", &statistics, arg("z"), arg("other"), arg("z_y"), py::kw_only(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -87,4 +86,4 @@ def how(rows: int, **fields: Any) -> SampleBatch:
         banned_offsets=np.zeros(rows + 1, np.int32),
         banned_ids=none,
     )
-    return dataclasses.replace(plain, **fields)
+    return plain._replace(**fields)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import bench_generate, bench_token_shift, compare, limits, workload
+from benchmarks import bench_generate, bench_start, bench_token_shift, limits, workload
 from benchmarks.meter import Meter, layer_weights
 from benchmarks.workload import BATCH, SKIPPED, Workload
 from tests.fixtures import TinyModel
@@ -27,8 +27,7 @@ def model(tiny_model: TinyModel) -> str:
 
 @pytest.fixture(autouse=True)
 def nothing_beside_the_project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for module in (workload, compare):
-        monkeypatch.setattr(module, "SHARED", tmp_path / "absent")
+    monkeypatch.setattr(workload, "SHARED", tmp_path / "absent")
 
 
 @pytest.fixture
@@ -75,6 +74,9 @@ def test_generate(model: str, dtype: str, capsys: pytest.CaptureFixture[str]) ->
         assert found[name] == figure["value"] > 0
         assert 0 < figure["in_backend"] <= 1
         assert figure["GFLOPs"] >= 0 and figure["operations"] > 0 and figure["bytes"] > 0
+    assert len(found["tokens"]) == 1 + texts.new
+    memory = found["memory"]
+    assert found["peak_MB"] > memory["weights_MB"] + memory["kv_MB"] > 0
     rows = {name: figure["rows"] for name, figure in found["figures"].items()}
     assert rows["prefill"] >= found["workload"]["prefix_tokens"] - 1  # all but BOS
     assert rows["decode_1"] == texts.new
@@ -111,6 +113,29 @@ def test_the_meter_counts_each_weight_once_and_each_shared_block_once(model: str
     assert layers.bytes == 4 * weights + 2 * backend.block_bytes
     assert (head.calls, head.rows) == (1, 0)
     assert head.operations == 2 * 2 * 320 * 32 and head.bytes == 4 * 320 * 32
+
+
+def test_start(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    bench_start.main([model, "--small", "--json"])
+    shown = capsys.readouterr().out
+    found = last_json(shown)
+    ms = found["ms"]
+    assert sum(ms[stage] for stage in bench_start.STAGES) == pytest.approx(ms["total"], abs=1)
+    assert all(value > 0 for value in ms.values())
+    assert 0 < ms["restore"] < ms["prefix"]
+    assert found["file_bytes"] == (Path(model) / "model.safetensors").stat().st_size
+    assert found["peak_bytes"] > found["weight_bytes"] > 0 < found["cold_ms"]
+    assert [line.split("  ")[0] for line in shown.splitlines()[1:8]] == list(bench_start.STAGES)
+
+
+def test_a_prefix_that_is_computed_again_is_no_start(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = {"prefix_source": "computed", "weight_bytes": 1 << 20, "total": 1.0}
+    monkeypatch.setattr(bench_start, "start", lambda _: fresh)
+    monkeypatch.setattr(bench_start, "answer", lambda _: 1.0)
+    with pytest.raises(RuntimeError, match="computed again"):
+        bench_start.main([model, "--small"])
 
 
 def test_token_shift(model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,40 +183,3 @@ def test_a_limit_that_cannot_be_measured(isa: str, dtype: str, threads: int, mes
         _native.arithmetic_peak(isa, dtype, threads, 0.01)
     with pytest.raises(ValueError, match="4096 bytes"):
         _native.read_bandwidth(1, 0.01, 100)
-
-
-def test_compare(model: str, published: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Beside one engine that answers, one that fails and one that nobody gave an interpreter."""
-    peers = published.parent / "peers"
-    peers.mkdir()
-    figures = {"peer": "echo 1.0", "prefill": 1.0, "ttft_ms": 1e9, "decode_1": 0.5}
-    code = "import sys\nassert sys.argv[1:] == ['m.gguf']\nprint('hello')\n"
-    (peers / "echo.py").write_text(f"{code}print({json.dumps(figures)!r})")
-    (peers / "broken.py").write_text("raise SystemExit('no such model')")
-    (peers / "absent.py").write_text("")
-    (peers / "workload.py").write_text("")
-    out = published.parent / "out"
-    options = [model, "--small", "--data", str(published), "--peers", str(peers), "--repeats", "2"]
-    options += ["--out", str(out), "--peer", f"echo={sys.executable} m.gguf"]
-    assert compare.main([*options, "--peer", f"broken={sys.executable}"]) == 1  # one failed
-
-    page = (out / "generate-tiny-bfloat16.md").read_text()
-    assert page in capsys.readouterr().out
-    assert "| echo 1.0 | **1.0** (1.0–1.0) | **1,000,000,000.0**" in page
-    assert "- not run: absent: needs its own environment" in page
-    assert "- not run: hf: no hf.py" in page
-    assert "- failed: broken: exit code 1: no such model" in page
-    data = json.loads((out / "generate-tiny-bfloat16.json").read_text())
-    own = data["urial-engine bfloat16"]["runs"]
-    assert [len(own), len(data["echo 1.0"]["runs"])] == [2, 2]
-    values = sorted(run["prefill"] for run in own)
-    assert f"| echo 1.0 | {sum(values) / 2:.2f} × |" in page
-    assert str(published.parent) not in page
-
-
-def test_compare_needs_the_texts_of_the_others(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        compare.options(["model", "--peers", str(tmp_path)])
-    assert "--data DIR" in capsys.readouterr().err

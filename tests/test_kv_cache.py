@@ -106,21 +106,6 @@ class Machine(RuleBasedStateMachine):
         self.tree.grow(one.leaf, min(one.leaf.end + count, len(one.ids)))
 
     @precondition(lambda self: self.live)
-    @rule(data=st.data(), more=st.integers(1, 6))
-    def fork(self, data: st.DataObject, more: int) -> None:
-        one = data.draw(st.sampled_from(self.live))
-        end, before = one.leaf.end, self.tree.available
-        leaf = self.tree.fork(one.leaf, self.tree.blocks_for(end + more))
-        if leaf is None:
-            assert before == self.tree.available
-            return
-        assert end // SIZE * SIZE <= leaf.end <= end
-        self.live.append(Live(one.ids[:end] + [2] * more, leaf, 0))
-        # The quota went to the fork: what is left to the first may be less than it needs.
-        room = len(one.leaf.blocks) + one.leaf.quota
-        one.ids = one.ids[: max(end, one.leaf.start + room * SIZE)]
-
-    @precondition(lambda self: self.live)
     @rule(data=st.data(), keep=st.booleans())
     def release(self, data: st.DataObject, keep: bool) -> None:
         one = data.draw(st.sampled_from(self.live))

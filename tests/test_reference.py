@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -179,8 +178,8 @@ def test_compare_gives_both_divergences() -> None:
         (got.base, base.score(hidden, targets, 3)),
         (got.aligned, aligned.score(hidden * 0.5, targets, 3)),
     ]:
-        for field in dataclasses.fields(own):
-            np.testing.assert_array_equal(getattr(side, field.name), getattr(own, field.name))
+        for mine, expected in zip(side, own, strict=True):
+            np.testing.assert_array_equal(mine, expected)
 
 
 # The contract: errors

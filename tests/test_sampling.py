@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.fakes import FakeTokenizer
 from urial_engine.errors import ParameterError
-from urial_engine.sampling import SamplingParams
+from urial_engine.sampling import SEEDS, SamplingParams
 from urial_engine.scheduler_batch import sample_batch
 from urial_engine.scheduler_samples import Penalties, Sample
 from urial_engine.stop import StopMatcher
@@ -155,16 +155,17 @@ def sample(params: SamplingParams, prompt: list[int], **fields: Any) -> Sample:
         "max_tokens": params.max_tokens,
         "eos": frozenset({1}),
         "tokenizer": FakeTokenizer(),
+        "stream": True,
         **fields,
     }
     return Sample(0, params, prompt=prompt, **settings)
 
 
 def feed(one: Sample, ids: list[int]) -> list[str]:
-    """Accept ids until the sample ends -> the text of each event."""
+    """Accept ids until the sample ends -> the text that comes with each."""
     texts = []
     for token in ids:
-        texts.append(one.accept(token, -0.5, None).text)
+        texts.append(one.accept(token, -0.5, None))
         if one.finish_reason:
             break
     return texts
@@ -203,9 +204,9 @@ def test_before_min_tokens_nothing_ends_it() -> None:
     params = SamplingParams(min_tokens=3, stop=["c"], stop_token_ids=[7], max_tokens=9)
     one = sample(params, [5])
     for token in (2, 2, 2):
-        assert one.banned == {1, 7}
+        assert one.banned.tolist() == [1, 7]
         feed(one, [token])
-    assert one.banned == frozenset()
+    assert one.banned.tolist() == []
     assert one.finish_reason is None, "a stop string of the first min_tokens tokens is text"
     feed(one, [2])
     assert (one.stop_reason, len(one.token_ids)) == ("c", 4)
@@ -228,6 +229,16 @@ def test_an_aborted_sample_keeps_the_text_that_was_held_back() -> None:
     assert feed(one, [2]) == [""]
     one.abort()
     assert (one.output().text, one.output().finish_reason) == ("ca", "abort")
+
+
+@pytest.mark.parametrize("ids", [[2, 3, 4, 2], [4, 1], [2, 7, 3], [2]])
+def test_text_that_nobody_waits_for_is_made_in_the_end(ids: list[int]) -> None:
+    params = SamplingParams(max_tokens=4, stop_token_ids=[7])
+    eager, lazy = (sample(params, [5], stream=stream) for stream in (True, False))
+    assert set(feed(lazy, ids)) == {""} != set(feed(eager, ids))
+    for one in (one for one in (eager, lazy) if one.finish_reason is None):
+        one.abort()
+    assert lazy.output() == eager.output() == lazy.output()
 
 
 # What the head is told
@@ -264,7 +275,7 @@ def test_penalties_count_as_a_counter_does(seen: list[int], output: list[int]) -
 def test_which_tokens_penalties_look_at(fields: dict[str, Any], expected: dict[int, int]) -> None:
     one = sample(SamplingParams(**fields), [3, 4, 5, 4], prefix=1)
     feed(one, [8, 9, 8])
-    how = sample_batch([one])
+    how = sample_batch([one], [7])
     assert dict(zip(how.penalty_ids.tolist(), how.penalty_counts.tolist(), strict=True)) == expected
     assert how.penalty_repeats.tolist() == [1] * len(expected)
 
@@ -273,19 +284,17 @@ def test_a_batch_says_each_thing_of_its_own_row() -> None:
     rows = [
         sample(SamplingParams(temperature=0.5, top_k=3, logprobs=2, seed=5), [3, 4]),
         sample(SamplingParams(repetition_penalty=1.5, min_tokens=2, stop_token_ids=[9]), [6, 6, 7]),
-        sample(
-            SamplingParams(top_p=0.25, min_p=0.125, presence_penalty=1), [8], seed=(1 << 64) - 1
-        ),
+        sample(SamplingParams(top_p=0.25, min_p=0.125, presence_penalty=1), [8], seed=SEEDS - 1),
     ]
     feed(rows[2], [2, 3])
-    how = sample_batch(rows)
+    how = sample_batch(rows, [2, 3, 3])
     assert how.temperature.tolist() == [0.5, 0, 0]
     assert (how.top_k.tolist(), how.top_p.tolist()) == ([3, 0, 0], [1, 1, 0.25])
     assert how.min_p.tolist() == [0, 0, 0.125]
     assert how.seed.tolist() == [5, 5, (1 << 64) - 1]
-    assert how.position.tolist() == [2, 3, 3], "of the token to come"
+    assert how.position.tolist() == [2, 3, 3]
     assert (how.penalty_offsets.tolist(), how.penalty_ids.tolist()) == ([0, 0, 2, 4], [6, 7, 2, 3])
     assert (how.banned_offsets.tolist(), how.banned_ids.tolist()) == ([0, 0, 2, 2], [1, 9])
     assert how.top_logprobs == 2
-    kinds = {f.name: getattr(how, f.name).dtype.name for f in dataclasses.fields(how)[:-1]}
-    assert set(kinds.values()) == {"float32", "int32", "uint64", "uint32", "uint8"}
+    kinds = {array.dtype.name for array in how[:-1]}
+    assert kinds == {"float32", "int32", "uint64", "uint32", "uint8"}

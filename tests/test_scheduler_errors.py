@@ -90,9 +90,10 @@ def test_a_cancelled_request_ends_where_it_is_and_gives_everything_back() -> Non
     check_books(bench.cache)
     assert bench.cache.available == bench.cache.blocks
     lengths = [[len(output.token_ids) for output in completions(request)] for request in work]
-    assert lengths == [[3], [3, 3], [0]], "the last one never left the queue"
+    assert lengths == [[3], [3, 2], [0]], "the last one never left the queue"
     for request in work[:2]:
         for index, output in enumerate(completions(request)):
             assert output.finish_reason == "abort"
-            assert output.token_ids == alone(request.ids, request.params, index=index)[1][:3]
+            ids = alone(request.ids, request.params, index=index)[1]
+            assert output.token_ids == ids[: len(output.token_ids)]
     bench.run(generation([2] * 6, greedy()))

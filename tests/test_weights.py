@@ -19,8 +19,8 @@ from urial_engine.errors import CheckpointError
 from urial_engine.weights import EMBEDDING, FINAL_NORM, HEAD, Weights, parameter_shapes
 
 
-def open_weights(folder: Path, read: Any = "mmap") -> Weights:
-    return Weights.open(Checkpoint.open(folder, read=read))
+def open_weights(folder: Path) -> Weights:
+    return Weights.open(Checkpoint.open(folder))
 
 
 def read_all(weights: Weights) -> Weights:
@@ -62,10 +62,9 @@ def test_names_and_shapes_are_those_of_transformers(overrides: dict[str, Any], t
     assert ours == {name: tuple(p.shape) for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("read", ["mmap", "sequential"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "mixed"])
-def test_each_parameter_comes_out_once(tiny_model: TinyModel, read: str, dtype: str) -> None:
-    weights = open_weights(tiny_model(dtype=dtype, attention_bias=True), read)
+def test_each_parameter_comes_out_once(tiny_model: TinyModel, dtype: str) -> None:
+    weights = open_weights(tiny_model(dtype=dtype, attention_bias=True))
     expected = random_weights(tiny_config(attention_bias=True), dtype)
     assert weights.dtype == ("bfloat16" if dtype == "mixed" else dtype)
     for name, array in expected.items():
@@ -85,6 +84,43 @@ def test_a_parameter_never_read_is_told(tiny_model: TinyModel) -> None:
         weights.finish()
     with pytest.raises(CheckpointError, match="never loaded"):
         assert weights.fingerprint
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_pass_on_each_row_once(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    monkeypatch.setattr("urial_engine.weights.SLICE", 4096)  # bytes: 32 rows of 32 floats
+    folder = tiny_model(shards=2)
+    expected = random_weights(tiny_config())
+    found = {name: np.full_like(array, np.nan) for name, array in expected.items()}
+    order: list[str] = []
+
+    def take(name: str, first: int, rows: NDArray[Any]) -> None:
+        assert np.isnan(found[name][first : first + len(rows)]).all(), "twice"
+        assert rows.nbytes <= 4096 or len(rows) == 32
+        found[name][first : first + len(rows)] = rows
+        order.append(name)
+
+    weights = open_weights(folder)
+    weights.load(take, threads)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+    if threads == 1:
+        assert list(dict.fromkeys(order)) == list(weights.checkpoint.names())
+    assert len(order) > 2 * len(expected)
+    assert weights.fingerprint == read_all(open_weights(folder)).fingerprint
+    with pytest.raises(CheckpointError, match="was read already"):
+        weights.read(EMBEDDING)
+
+
+def test_an_error_in_a_thread_is_that_of_loading(tiny_model: TinyModel) -> None:
+    folder = tiny_model()
+    weights = open_weights(folder)
+    with (folder / "model.safetensors").open("r+b") as handle:
+        handle.truncate(5000)
+    with pytest.raises(CheckpointError, match="ends at byte 5000: it was cut while open"):
+        weights.load(lambda *_: None, 2)
 
 
 def test_one_error_lists_everything(tiny_model: TinyModel) -> None:
@@ -184,7 +220,7 @@ def test_a_tied_head_is_compared_to_its_last_row(tiny_model: TinyModel) -> None:
 def test_the_fingerprint_is_of_the_content_alone(tiny_model: TinyModel) -> None:
     one = read_all(open_weights(tiny_model(dtype="bfloat16"))).fingerprint
     assert len(one) == 32
-    sharded = open_weights(tiny_model(dtype="bfloat16", shards=3), "sequential")
+    sharded = open_weights(tiny_model(dtype="bfloat16", shards=3))
     for name in reversed(sharded.shapes):
         sharded.read(name)
     assert sharded.fingerprint == one

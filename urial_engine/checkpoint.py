@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from .config import ModelConfig
-from .errors import CheckpointError, ConfigError, ParameterError
+from .errors import CheckpointError, ConfigError
 from .json_values import read_json
 
 SINGLE = "model.safetensors"
@@ -54,34 +55,31 @@ class TensorInfo:
 
 
 class Checkpoint:
-    """The tensors of one model folder. Arrays stay valid after the checkpoint is closed."""
+    """The tensors of one model folder, read from files that stay open until `close`.
+
+    Nothing is mapped: network disks serve reads far faster, and a mapped file that is cut while it
+    is used ends the process.
+    """
 
     def __init__(
         self,
         folder: Path,
         config: ModelConfig,
         tensors: Mapping[str, TensorInfo],
-        read: str,
     ) -> None:
         """For `open`."""
         self.folder = folder
         self.config = config
         self._tensors = tensors
-        self._read = read
-        self._maps: dict[Path, NDArray[np.uint8]] = {}
+        files = {info.file for info in tensors.values()}
+        self._files = {file: FileIO(file) for file in files}
 
     @classmethod
-    def open(cls, path_or_id: str | Path, *, read: str = "mmap") -> Checkpoint:
-        """Read the configuration and the headers of the weight files, and check both.
-
-        `read="mmap"` hands out views of the mapped files, which cost no memory of their own;
-        "sequential" reads each tensor in one piece, which network disks serve far faster.
-        """
-        if read not in ("mmap", "sequential"):
-            raise ParameterError(f'read = {read!r} must be "mmap" or "sequential"')
+    def open(cls, path_or_id: str | Path) -> Checkpoint:
+        """Read the configuration and the headers of the weight files, and check both."""
         folder = resolve(path_or_id)
         config = ModelConfig.load(folder)
-        return cls(folder, config, _find_tensors(folder), read)
+        return cls(folder, config, _find_tensors(folder))
 
     def names(self) -> tuple[str, ...]:
         """All tensor names, in the order in which they lie on the disk."""
@@ -95,32 +93,44 @@ class Checkpoint:
         return self._tensors[name]
 
     def tensor(self, name: str) -> NDArray[Any]:
-        """A read-only array in the dtype on disk: bfloat16 (of ml_dtypes), float16 or float32."""
+        """An array in the dtype on disk: bfloat16 (of ml_dtypes), float16 or float32."""
+        array = np.empty(self.info(name).shape, self._dtype(name))
+        self._fill(array, name, 0)
+        return array
+
+    def rows(
+        self, name: str, first: int, end: int, buffer: NDArray[np.uint8] | None = None
+    ) -> NDArray[Any]:
+        """Rows first .. end - 1 of a tensor, as `tensor`; in `buffer` if that is large enough.
+
+        Threads may read at the same time.
+        """
+        count, *row = self.info(name).shape
+        shape = (min(end, count) - first, *row)
+        dtype = self._dtype(name)
+        size = math.prod(shape) * dtype.itemsize
+        data = np.empty(size, np.uint8) if buffer is None or len(buffer) < size else buffer[:size]
+        array = data.view(dtype).reshape(shape)
+        self._fill(array, name, first * math.prod(row) * dtype.itemsize)
+        return array
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
         info = self.info(name)
         if info.dtype not in DTYPES:
             known = ", ".join(DTYPES)
             raise CheckpointError(f"{info.file}: {name} is {info.dtype}, not one of {known}")
-        dtype = DTYPES[info.dtype]
-        size = math.prod(info.shape) * dtype.itemsize
-        if self._read == "sequential":
-            data = _read_bytes(info.file, info.offset, size)
-        else:
-            data = self._map(info.file)[info.offset : info.offset + size]
-        if info.offset % dtype.itemsize:  # legal in the format, and not for native code
-            data = data.copy()
-        data.setflags(write=False)
-        return data.view(dtype).reshape(info.shape)
+        return DTYPES[info.dtype]
 
-    def _map(self, file: Path) -> NDArray[np.uint8]:
-        if file not in self._maps:
-            with file.open("rb") as handle:
-                mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-            self._maps[file] = np.frombuffer(mapped, np.uint8)
-        return self._maps[file]
+    def _fill(self, array: NDArray[Any], name: str, skip: int) -> None:
+        """With what follows the first `skip` bytes of a tensor."""
+        info = self.info(name)
+        if end := fill(array, self._files[info.file], info.offset + skip):
+            raise CheckpointError(f"{info.file} ends at byte {end}: it was cut while open")
 
     def close(self) -> None:
-        """Let go of the mapped files; a map ends with the last array that looks into it."""
-        self._maps.clear()
+        """Nothing can be read afterwards. Arrays that were read stay valid."""
+        for file in self._files.values():
+            file.close()
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -167,7 +177,7 @@ def _download(repository: str) -> Path:
 
 def _find_tensors(folder: Path) -> dict[str, TensorInfo]:
     if (folder / SINGLE).is_file():
-        return _read_header(folder / SINGLE)
+        return read_header(folder / SINGLE)[0]
     if (folder / INDEX).is_file():
         return _read_shards(folder / INDEX)
     other = [name for name in _OTHER if (folder / name).exists()]
@@ -204,7 +214,7 @@ def _read_shards(index: Path) -> dict[str, TensorInfo]:
         )
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:
-        held = _read_header(index.parent / shard)
+        held = read_header(index.parent / shard)[0]
         expected = {name for name, where in home.items() if where == shard}
         if absent := sorted(expected - held.keys()):
             raise CheckpointError(f"{shard} does not hold {some(absent)}, which {INDEX} puts there")
@@ -215,7 +225,8 @@ def _read_shards(index: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _read_header(file: Path) -> dict[str, TensorInfo]:
+def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file. CheckpointError where it is not whole."""
     try:
         with safe_open(file, framework="numpy"):
             pass  # it checks that the tensors cover the file exactly, without overlap or hole
@@ -224,7 +235,8 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
             header = json.loads(handle.read(length))
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{file} is damaged or not safetensors: {error}") from error
-    return {
+    metadata = header.pop("__metadata__", None) or {}
+    tensors = {
         name: TensorInfo(
             dtype=_NAMES.get(entry["dtype"], entry["dtype"]),
             shape=tuple(entry["shape"]),
@@ -232,21 +244,22 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
             offset=8 + length + entry["data_offsets"][0],
         )
         for name, entry in header.items()
-        if name != "__metadata__"
     }
+    return tensors, metadata
 
 
-def _read_bytes(file: Path, offset: int, size: int) -> NDArray[np.uint8]:
-    data = np.empty(size, np.uint8)
-    done, view = 0, data.data
-    with file.open("rb", buffering=0) as handle:
-        handle.seek(offset)
-        while done < size:  # a system call reads 2 GiB at most
-            count = handle.readinto(view[done:])
-            if not count:
-                raise CheckpointError(f"{file} ends at byte {offset + done}: it was cut while open")
-            done += count
-    return data
+def fill(array: NDArray[Any], file: FileIO, start: int) -> int:
+    """Fill a contiguous array with the bytes of a file from `start` on.
+
+    0, or where the file ends if that is too early. Threads may read one file at the same time.
+    """
+    data, done = array.reshape(-1).view(np.uint8).data, 0
+    while done < len(data):  # a system call reads 2 GiB at most
+        count = os.preadv(file.fileno(), [data[done:]], start + done)
+        if not count:
+            return start + done
+        done += count
+    return 0
 
 
 def some(names: list[str]) -> str:

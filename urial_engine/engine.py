@@ -5,12 +5,10 @@ It reads what callers pass, hands requests to the scheduler, and turns the resul
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -27,7 +25,7 @@ from .kv_cache import KVCache, common_run
 from .kv_cache_budget import cache_blocks
 from .outputs import RequestOutput, ScoreOutput, StreamEvent
 from .prompt import UrialPrompt
-from .sampling import FOR_PEOPLE, SEEDS, SamplingParams
+from .sampling import FOR_PEOPLE, SamplingParams, fresh_seed
 from .scheduler import Scheduler
 from .scheduler_requests import Generation, Request, Scored
 from .tokenizer import Tokenizer
@@ -41,8 +39,8 @@ class Engine:
     its keys and values are computed once, and kept in `prefix_dir` if that is given. device: "cpu",
     "reference" or "auto". dtype, threads, isa: as the device has them. kv_cache_gib: None = half of
     the available memory, and no more than max_batch texts of full length can use. max_batch: how
-    many samples run at the same time. read: "mmap", or "sequential" for network disks.
-    max_model_len: a context shorter than the model's. chunk: prompt tokens read in one step.
+    many samples run at the same time. max_model_len: a context shorter than the model's. chunk:
+    prompt tokens read in one step.
 
     Threads may share an engine. Errors are those of `urial_engine.errors`.
     """
@@ -59,7 +57,6 @@ class Engine:
         kv_cache_gib: float | None = None,
         max_batch: int = 32,
         prefix_dir: str | Path | None = None,
-        read: Literal["mmap", "sequential"] = "mmap",
         max_model_len: int | None = None,
         chunk: int = 512,
     ) -> None:
@@ -70,7 +67,7 @@ class Engine:
             raise ParameterError(f"prefix_dir={str(prefix_dir)!r} without a prefix to keep in it")
         self.prompt = prefix if isinstance(prefix, UrialPrompt) else None
         self.prefix = prefix.text if isinstance(prefix, UrialPrompt) else prefix or ""
-        with Checkpoint.open(model, read=read) as checkpoint:
+        with Checkpoint.open(model) as checkpoint:
             self.config = checkpoint.config
             self.context = context_length(self.config, max_model_len)
             self.tokenizer = Tokenizer.load(checkpoint.folder)
@@ -270,7 +267,7 @@ class Engine:
             label,
             ids,
             params,
-            seed=secrets.randbelow(SEEDS) if params.seed is None else params.seed,
+            seed=fresh_seed() if params.seed is None else params.seed,
             max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
             prefix=common_run(self.prefix_ids, ids),
             eos=self._eos,

@@ -45,7 +45,8 @@ class PromptReader:
 
     def __init__(self, tokenizer: Tokenizer, prefix: str, vocab_size: int, context: int) -> None:
         self._tokenizer = tokenizer
-        self._prefix = prefix
+        # The ids of the engine's prefix and a text, as a whole.
+        self.encode = tokenizer.encoder_after(prefix)
         self._vocab_size = vocab_size
         self._context = context
 
@@ -83,10 +84,6 @@ class PromptReader:
             part = "prompt" if start == 0 else "continuation"
             raise PromptError(f"{label}: the {part} is empty, not one token; nothing to score")
         return self.read(ids, label, room=0), start
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of the engine's prefix and the text, as a whole."""
-        return self._tokenizer.encode_prompt(self._prefix + text)
 
     def check(self, ids: Sequence[int], label: str) -> list[int]:
         """Token ids as a list, all of them in the vocabulary."""

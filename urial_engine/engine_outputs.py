@@ -52,13 +52,4 @@ def _prompt_logprobs(request: Generation, tokenizer: Tokenizer) -> list[Logprobs
 
 def score_output(scored: Scored) -> ScoreOutput:
     """What a caller of `score` gets: one value for each token that was judged."""
-    scores = scored.joined()
-    return ScoreOutput(
-        token_ids=np.array(scored.targets, np.int32),
-        rank=scores.rank,
-        ties=scores.ties,
-        logprob=scores.logprob,
-        entropy=scores.entropy,
-        top_ids=scores.top_ids,
-        top_logprobs=scores.top_logprobs,
-    )
+    return ScoreOutput(np.array(scored.targets, np.int32), *scored.joined())

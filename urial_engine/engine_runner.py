@@ -119,10 +119,10 @@ def _interrupts_held_back() -> Iterator[None]:
     if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
-    pressed = threading.Event()
+    pressed: list[int] = []
 
     def press(number: int, frame: FrameType | None) -> None:
-        pressed.set()
+        pressed.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     signal.signal(signal.SIGINT, press)
@@ -130,5 +130,5 @@ def _interrupts_held_back() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if pressed.is_set():
+    if pressed:
         raise KeyboardInterrupt

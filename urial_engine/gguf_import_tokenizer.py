@@ -18,23 +18,19 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 
 from .errors import TokenizerError
 from .gguf_import_file import GgufFile
+from .tokenizer_cut import GPT2, LLAMA3
 
 # Token types: those of GGUF are those of SentencePiece.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3")
 # How each kind of vocabulary cuts a text before its merges apply: expressions, one after the other.
 _SPLITS = {
-    "gpt-2": (_GPT2,),
-    "smollm": (r"\p{N}", _GPT2),
-    **dict.fromkeys(_LLAMA3_NAMES, (_LLAMA3,)),
+    "gpt-2": (GPT2,),
+    "smollm": (r"\p{N}", GPT2),
+    **dict.fromkeys(_LLAMA3_NAMES, (LLAMA3,)),
     # what llama.cpp runs where a file names no kind, or this one
-    "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
+    "default": (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
 }
 
 

@@ -76,6 +76,8 @@ class KVCache:
         self.root = Segment(parent=None, start=0, users=1)
         self._pool = pool
         self._free = list(reversed(range(blocks)))
+        self._pinned: list[list[int]] = []  # texts
+        self._pinned_blocks = 0  # of all of them
         self._held = 0  # blocks of segments with users
         self._promised = 0  # the sum of all quotas
         self._ticks = count(1)
@@ -106,11 +108,8 @@ class KVCache:
 
     def room(self, ids: list[int], limit: int) -> int:
         """How many blocks a path for `ids` could have, were everything else finished and gone."""
-        segment, run = self.match(ids, limit)
-        shared = [s for s in segment.path() if s.pinned]
-        tokens = min(shared[-1].end, run) if shared else 0
-        pinned = sum(len(s.blocks) for s in self.segments() if s.pinned)
-        return self.blocks - pinned + tokens // self.block_size
+        shared = max((common_run(text, ids[:limit]) for text in self._pinned), default=0)
+        return self.blocks - self._pinned_blocks + shared // self.block_size
 
     def attach(self, ids: list[int], limit: int, blocks: int) -> Segment | None:
         """A live tail for `ids` that begins with what the tree has of ids[:limit].
@@ -120,19 +119,12 @@ class KVCache:
         segment, run = self.match(ids, limit)
         return self._attach(segment, run, blocks)
 
-    def fork(self, leaf: Segment, blocks: int) -> Segment | None:
-        """A second live tail that goes on from the end of `leaf`, paid for by its quota first."""
-        given = min(leaf.quota, blocks - leaf.end // self.block_size)
-        self._promise(leaf, -given)
-        child = self._attach(leaf, leaf.end, blocks)
-        if child is None:
-            self._promise(leaf, given)
-        return child
-
-    def grow(self, leaf: Segment, end: int) -> None:
-        """Make blocks for the tokens up to `end`, which are about to be computed."""
-        while leaf.start + len(leaf.blocks) * self.block_size < end:
+    def grow(self, leaf: Segment, end: int) -> bool:
+        """Have blocks for the tokens up to `end`, which are about to be computed. Were they new?"""
+        lacking = self.blocks_for(end - leaf.start) - len(leaf.blocks)
+        for _ in range(lacking):
             self._take(leaf)
+        return lacking > 0
 
     def append(self, leaf: Segment, ids: list[int]) -> None:
         """These tokens have been computed."""
@@ -154,7 +146,9 @@ class KVCache:
     def pin(self, segment: Segment) -> None:
         """Keep its path for good."""
         self._hold(segment)
+        self._pinned.append([token for part in segment.path() for token in part.tokens])
         for part in segment.path():
+            self._pinned_blocks += 0 if part.pinned else len(part.blocks)
             part.pinned = True
 
     def _attach(self, segment: Segment, position: int, blocks: int) -> Segment | None:

@@ -11,22 +11,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from .backends.base import Backend
-from .errors import PrefixStoreError
+from .checkpoint import TensorInfo, fill, read_header
+from .errors import CheckpointError, PrefixStoreError
 
 if TYPE_CHECKING:
     from .config import ModelConfig
@@ -91,33 +92,40 @@ class StoredPrefix:
     tokens: int
     blocks: int
     bytes: int
-    file: Any  # open and mapped: it can be read even when another process replaces it
+    file: FileIO  # it can be read even when another process replaces it, until nobody holds this
+    places: Mapping[str, TensorInfo]
 
     @classmethod
     def open(cls, path: Path) -> StoredPrefix:
         """PrefixStoreError where it is no such file, or shorter than its header says."""
         try:
-            file: Any = safe_open(path, framework="numpy")
+            file = FileIO(path)
             size = path.stat().st_size
-            metadata = file.metadata() or {}
-            ids, blocks = (file.get_slice(name).get_shape() for name in ("ids", "blocks"))
+            places, metadata = read_header(path)
+            ids, blocks = (places[name].shape[0] for name in ("ids", "blocks"))
             names = {field.name for field in dataclasses.fields(Fingerprint)}
             fingerprint = Fingerprint(**{k: v for k, v in metadata.items() if k in names})
-            return cls(path, fingerprint, metadata["checksum"], ids[0], blocks[0], size, file)
-        except (SafetensorError, OSError, KeyError, TypeError, IndexError) as error:
+            return cls(path, fingerprint, metadata["checksum"], ids, blocks, size, file, places)
+        except (CheckpointError, OSError, KeyError, TypeError, IndexError) as error:
             raise PrefixStoreError(f"{path}: not a whole prefix file ({error})") from error
 
     def read_blocks(self) -> Iterator[Bytes]:
-        """[block_bytes] each, from the mapped file."""
-        blocks = self.file.get_slice("blocks")
+        """[block_bytes] each, valid until the next one is read."""
+        block = np.empty(self.places["blocks"].shape[1:], np.uint8)
         for index in range(self.blocks):
-            yield blocks[index : index + 1][0]
+            self._read(block, "blocks", index * block.nbytes)
+            yield block
 
     def verify(self) -> None:
         """PrefixStoreError where the data is not what was written."""
-        ids = self.file.get_tensor("ids")
+        ids = np.empty(self.tokens, np.int32)
+        self._read(ids, "ids", 0)
         if _checksum(self.fingerprint, ids, self.read_blocks()) != self.checksum:
             raise PrefixStoreError(f"{self.path}: damaged, its checksum does not fit its data")
+
+    def _read(self, array: NDArray[Any], name: str, skip: int) -> None:
+        if end := fill(array, self.file, self.places[name].offset + skip):
+            raise PrefixStoreError(f"{self.path}: damaged, it ends at byte {end}")
 
 
 class Missing(NamedTuple):
@@ -194,7 +202,7 @@ class PrefixStore:
         return len(paths)
 
     def _temporary(self, name: str) -> Path:
-        return self.folder / f".{name}.{secrets.token_hex(8)}.tmp"
+        return self.folder / f".{name}.{os.urandom(8).hex()}.tmp"
 
     def _nearest(self, fingerprint: Fingerprint) -> str:
         """Why no file fits: what sets the most similar one apart."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import ParameterError, PromptError
-from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
 
 FENCE = "```"
 Form = Callable[[str], str | list[int]]
@@ -42,7 +44,7 @@ class UrialPrompt:
     @classmethod
     def default(cls) -> UrialPrompt:
         """Our own prefix with K = 3 examples, about 1,000 tokens of Llama 2."""
-        return cls((files(__package__) / "data" / "urial_k3.txt").read_bytes().decode("utf-8"))
+        return cls.load(Path(__file__).parent / "data" / "urial_k3.txt")
 
     def render(self, query: str) -> str:
         """What follows the prefix when a user asks: it ends where the model's answer starts."""

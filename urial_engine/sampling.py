@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -152,6 +153,11 @@ def _real(name: str, value: Any) -> float:
     if not low <= number <= high:
         raise ParameterError(f"{name}={value!r}: must be between {low} and {high}")
     return number
+
+
+def fresh_seed() -> int:
+    """Nobody can tell which. (The module `secrets` takes longer to import than this to ask.)"""
+    return int.from_bytes(os.urandom(8), "little") % SEEDS
 
 
 def _integer(name: str, value: Any, low: int, high: int | None) -> int:

@@ -1,35 +1,41 @@
 """Continuous batching: requests go in and come out finished. One `step` is a forward call.
 
-A step reads the next token of every running sample, then up to `chunk` tokens of prompts, oldest
-first. No row's result depends on what else is in the step (the backend's promise), so what is
-scheduled here can change how soon an answer comes, and never the answer.
+A step reads the next token of every running sample, and at most `chunk` tokens of prompts. No row's
+result depends on what else is in the step (the backend's promise), so what is scheduled here can
+change how soon an answer comes, and never the answer.
+
+A sample is a sequence from the start: those of one request read its prompt as equal prompts do, the
+first of them for all. Sequences begin in the order of the queue. One that finds no memory keeps all
+behind it waiting: whoever passed it might do so for ever. One whose beginning another prompt reads
+just now waits for that and lets others pass.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import islice
+from operator import attrgetter
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .backends.base import F32, Backend, Sampled
 from .errors import CapacityError, NumericsError
 from .kv_cache import KVCache, common_run
-from .scheduler_batch import Read, forward_batch, logprobs_at, sample_batch, score_rows
-from .scheduler_requests import Generation, Request, Scored, Sequence
+from .scheduler_batch import (
+    Judged,
+    Read,
+    forward_batch,
+    logprobs_at,
+    put_away,
+    sample_batch,
+    score_rows,
+)
+from .scheduler_requests import Generation, Request, Sequence
+from .scheduler_samples import Sample
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
-
-
-class Judged(NamedTuple):
-    """Rows [n, C] of a prompt from position `first` on, and the token that each has to judge."""
-
-    request: Request
-    scored: Scored
-    first: int
-    rows: F32
-    targets: list[int]
 
 
 class Scheduler:
@@ -43,28 +49,26 @@ class Scheduler:
         self._tokenizer = tokenizer
         self._max_batch = max_batch
         self._chunk = chunk
-        self._waiting: deque[Request] = deque()
-        self._active: list[Request] = []  # left the queue and are not finished
-        self._running: list[Sequence] = []  # of these; oldest first
+        self._waiting: deque[tuple[Request, Sample | None]] = deque()
+        self._running: list[Sequence] = []
+        self._prompts: list[Sequence] = []  # of these, that are not read to the end; oldest first
         self._cancelled: deque[Request] = deque()
 
     def submit(self, request: Request) -> None:
         """CapacityError as `check` says."""
         self.check(request)
-        self._waiting.append(request)
+        self._waiting += [(request, s) for s in request.samples] or [(request, None)]
 
     def check(self, request: Request) -> None:
-        """Settle the request's `blocks` and `slots`.
-
-        CapacityError where it could not run were everything else finished and gone.
-        """
-        size, room = self._cache.block_size, self._cache.room(request.ids, request.rows_from)
-        if not request.claim(size, room, self._max_batch):
+        """CapacityError where it could not run were everything else finished and gone."""
+        room = self._cache.room(request.ids, request.rows_from)
+        blocks = self._cache.blocks_for(request.tokens)
+        if blocks > room:
             raise CapacityError(
                 f"{request.label}: {len(request.ids)} prompt tokens and room for "
-                f"{request.tokens - len(request.ids)} more need {request.blocks} cache blocks of "
-                f"{size} tokens, and at most {room} of the {self._cache.blocks} can be free for "
-                "it; raise kv_cache_gib or lower max_tokens"
+                f"{request.tokens - len(request.ids)} more need {blocks} cache blocks of "
+                f"{self._cache.block_size} tokens, and at most {room} of the {self._cache.blocks} "
+                "can be free for it; raise kv_cache_gib or lower max_tokens"
             )
 
     def cancel(self, request: Request) -> None:
@@ -80,67 +84,83 @@ class Scheduler:
     def step(self) -> None:
         """Advance all that runs. The error of one request is set on it, and ends only that one."""
         self.drop_cancelled()
-        read = self._forward(self._plan())
-        prompts = [(s, rows) for s, rows in read if s.sample is None]
-        chosen = [(s, rows[-1]) for s, rows in read if s.sample is not None]
-        self._score(self._keep(prompts))
-        for sequence, rows in prompts:
-            if sequence.pending == 0 and not sequence.request.finished:
-                self._complete_prompt(sequence, rows[-1])
-        for request in self._active:
-            chosen += self._begin_samples(request)
-        self._choose(chosen)
+        plan, hidden = self._forward(self._plan())
+        sequences = [read.sequence for read in plan]
+        if plan and self._prompts:
+            sequences, hidden = self._read_prompts(plan, hidden)
+        self._choose(sequences, hidden)
 
     # What to read
 
     def _plan(self) -> list[Read]:
-        """Sequences that share blocks stand beside each other."""
-        budget, counts = self._chunk, []
-        for sequence in self._running:
-            count = sequence.pending  # one, of a sample
-            if sequence.sample is None:
-                count = min(count, budget)
-                budget -= count
-            counts.append((sequence, count))
-        while budget > 0 and (admitted := self._admit()):
-            count = min(admitted.pending, budget)
-            budget -= count
-            counts.append((admitted, count))
-        assert counts or self._active or not self._waiting
-        for sequence, count in counts:
-            self._cache.grow(sequence.leaf, sequence.leaf.end + count)
-        plan = [Read(s, count, self._cache.table(s.leaf)) for s, count in counts if count]
-        return sorted(plan, key=lambda read: read.table)
+        self._admit()
+        assert self._running or not self._waiting
+        given = self._share_out()
+        for s in self._running:
+            grown = self._cache.grow(s.leaf, s.leaf.end + given.get(s, 1))  # one, of a sample
+            if grown or not s.table:
+                s.table = np.array(self._cache.table(s.leaf), np.int32).tobytes()
+        self._running.sort(key=attrgetter("table"))  # who shares blocks, beside each other
+        return [
+            Read(s, start := s.leaf.end, s.ids[start : start + count])
+            for s in self._running
+            if (count := given.get(s, 1))
+        ]
 
-    def _admit(self) -> Sequence | None:
-        """The request that waits longest, if there is room for it now."""
-        if not self._waiting:
-            return None
-        request = self._waiting[0]
-        busy = sum(active.slots for active in self._active)
-        if busy + request.slots > self._max_batch or self._is_being_read(request):
-            return None
-        leaf = self._cache.attach(request.ids, request.rows_from, request.blocks)
-        if leaf is None:
-            return None
-        self._waiting.popleft()
-        sequence = Sequence(request, list(request.ids), leaf)
-        request.begin(cached=leaf.end)
-        self._active.append(request)
-        self._running.append(sequence)
-        return sequence
+    def _share_out(self) -> dict[Sequence, int]:
+        """How many tokens of each prompt this step reads.
 
-    def _is_being_read(self, request: Request) -> bool:
+        Half of them are the oldest prompt's, so that it ends however many come after it; the rest
+        go to the shortest first, so that a short one does not wait for a long one. While samples
+        wait for the step it reads half as much: that bounds the time between two of their tokens.
+        """
+        decoding = len(self._running) > len(self._prompts)
+        left = -(-self._chunk // 2) if decoding else self._chunk
+        given = dict.fromkeys(self._prompts, 0)
+        shortest_first = sorted(self._prompts, key=lambda prompt: prompt.pending)
+        oldest = [(prompt, -(-left // 2)) for prompt in self._prompts[:1]]
+        for prompt, most in oldest + [(prompt, left) for prompt in shortest_first]:
+            count = min(prompt.pending - given[prompt], most, left)
+            given[prompt] += count
+            left -= count
+        return given
+
+    def _admit(self) -> None:
+        """Begin those whose turn it is; no more are looked at than could run."""
+        for request, sample in list(islice(self._waiting, self._max_batch)):
+            if not request.finished:
+                if len(self._running) == self._max_batch:
+                    break
+                leads = sample is None or sample is request.samples[0]
+                limit = request.rows_from if leads else len(request.ids) - 1
+                if self._is_being_read(request, limit):
+                    continue
+                blocks = self._cache.blocks_for(request.tokens)
+                leaf = self._cache.attach(request.ids, limit, blocks)
+                if leaf is None:
+                    break
+                request.begin(cached=leaf.end)
+                sequence = Sequence(request, list(request.ids), leaf, sample, leads)
+                self._running.append(sequence)
+                if leads or sequence.pending > 1:  # others find their prompt read
+                    self._prompts.append(sequence)
+            self._waiting.remove((request, sample))
+
+    def _is_being_read(self, request: Request, limit: int) -> bool:
         """Another prompt that is read just now will leave blocks in the cache for this one."""
-        size, ids = self._cache.block_size, request.ids[: request.rows_from]
-        _, cached = self._cache.match(ids, len(ids))
-        prompts = [s.ids for s in self._running if s.sample is None]
-        return any(common_run(prompt, ids) // size > cached // size for prompt in prompts)
+        if not self._prompts:
+            return False
+        size, ids = self._cache.block_size, request.ids[:limit]
+        _, cached = self._cache.match(ids, limit)
+        return any(
+            (s.leads and s.request is request) or common_run(s.ids, ids) // size > cached // size
+            for s in self._prompts
+        )
 
     # What becomes of it
 
-    def _forward(self, plan: list[Read]) -> list[tuple[Sequence, F32]]:
-        """The hidden states [count, C] of every sequence that is read, but for those that fail."""
+    def _forward(self, plan: list[Read]) -> tuple[list[Read], F32]:
+        """What was read, all but the requests that fail, and its hidden states [T, C]."""
         while plan:
             batch = forward_batch(plan)
             try:
@@ -150,27 +170,29 @@ class Scheduler:
                 self._fail(request, error, int(batch.positions[error.row]))
                 plan = [read for read in plan if not read.sequence.request.finished]
                 continue
-            for sequence, tokens, _ in plan:
-                end = sequence.leaf.end
-                self._cache.append(sequence.leaf, sequence.ids[end : end + tokens])
-            pieces = np.split(hidden, np.cumsum([read.tokens for read in plan])[:-1])
-            return [(read.sequence, rows) for read, rows in zip(plan, pieces, strict=True)]
-        return []
+            for sequence, _, ids in plan:
+                self._cache.append(sequence.leaf, ids)
+            return plan, hidden
+        return [], np.zeros((0, 0), np.float32)
 
-    def _keep(self, prompts: list[tuple[Sequence, F32]]) -> list[Judged]:
-        """Put the wanted hidden states away, and say which rows are to be scored."""
-        judged = []
-        for sequence, rows in prompts:
-            request, start = sequence.request, sequence.leaf.end - len(rows)
-            first = max(request.rows_from, start)
-            wanted = rows[first - start :]
-            if request.kept is not None:
-                request.kept.append(wanted.copy())  # a view would keep all rows of the step
-            if request.scored is not None:
-                targets = request.scored.targets[first - request.rows_from :][: len(wanted)]
-                wanted = wanted[: len(targets)]
-                judged.append(Judged(request, request.scored, first, wanted, targets))
-        return [item for item in judged if item.targets]
+    def _read_prompts(self, plan: list[Read], hidden: F32) -> tuple[list[Sequence], F32]:
+        """See to the prompts among what was read.
+
+        Returns the samples whose next token is due, and the rows [M, C] that choose them.
+        """
+        ends = np.cumsum([len(read.ids) for read in plan])
+        self._score(put_away(plan, np.split(hidden, ends[:-1])))
+        self._prompts = [s for s in self._prompts if s.pending]
+        due, rows = [], []
+        for (sequence, _, _), end in zip(plan, ends.tolist(), strict=True):
+            if sequence.pending or sequence.request.finished:
+                continue
+            if sequence.sample is None:
+                self._end(sequence.request)
+            else:
+                due.append(sequence)
+                rows.append(end - 1)
+        return due, hidden[rows]
 
     def _score(self, judged: list[Judged]) -> None:
         """One call of the head for all rows that want as many of the likeliest tokens."""
@@ -192,65 +214,30 @@ class Scheduler:
                 judged = [item for item in judged if item.scored.top_k != top_k]
             judged = [item for item in judged if not item.request.finished]
 
-    def _complete_prompt(self, sequence: Sequence, row: F32) -> None:
-        request = sequence.request
-        if isinstance(request, Generation):
-            self._running.remove(sequence)
-            request.trunk, request.prompt_row = sequence, row.copy()  # not all rows of the step
-        else:
-            self._end(request)
-
-    def _begin_samples(self, request: Request) -> list[tuple[Sequence, F32]]:
-        """As many as may run now, each with the row that chooses its first token."""
-        begun: list[tuple[Sequence, F32]] = []
-        if not isinstance(request, Generation) or request.prompt_row is None or not request.waiting:
-            return begun
-        running = sum(sequence.request is request for sequence in self._running)
-        while request.waiting and running + len(begun) < request.slots:
-            sequence = self._begin_sample(request)
-            if sequence is None:
-                break
-            sequence.sample = request.waiting.popleft()
-            begun.append((sequence, request.prompt_row))
-        self._running += [sequence for sequence, _ in begun]
-        if request.trunk is not None and not request.waiting:
-            self._cache.release(request.trunk.leaf)
-            request.trunk = None
-        return begun
-
-    def _begin_sample(self, request: Generation) -> Sequence | None:
-        """A single sample goes on where the prompt ends; of several each gets its own tail."""
-        trunk = request.trunk
-        assert trunk is not None
-        if len(request.samples) == 1:
-            request.trunk = None
-            return trunk
-        leaf = self._cache.fork(trunk.leaf, self._cache.blocks_for(request.tokens))
-        return None if leaf is None else Sequence(request, list(request.ids), leaf)
-
-    def _choose(self, chosen: list[tuple[Sequence, F32]]) -> None:
-        """The next token of each sample, from the hidden state of the token before."""
+    def _choose(self, chosen: list[Sequence], hidden: F32) -> None:
+        """The next token of each sample, from the hidden state [M, C] of the token before."""
         while chosen:
-            samples = [sequence.sample for sequence, _ in chosen if sequence.sample is not None]
-            hidden = np.stack([row for _, row in chosen])  # [M, C]
+            samples = [sequence.sample for sequence in chosen if sequence.sample is not None]
+            how = sample_batch(samples, [len(sequence.ids) for sequence in chosen])
             try:
-                sampled = self._backend.next_tokens(hidden, sample_batch(samples))
+                sampled = self._backend.next_tokens(hidden, how)
             except NumericsError as error:
-                sequence = chosen[error.row][0]
-                self._fail(sequence.request, error, len(sequence.ids) - 1)
-                chosen = [item for item in chosen if not item[0].request.finished]
+                failed = chosen[error.row]
+                self._fail(failed.request, error, len(failed.ids) - 1)
+                rows = [row for row, s in enumerate(chosen) if not s.request.finished]
+                chosen, hidden = [chosen[row] for row in rows], hidden[rows]
             else:
-                self._accept([sequence for sequence, _ in chosen], sampled)
+                self._accept(chosen, sampled)
                 return
 
     def _accept(self, sequences: list[Sequence], sampled: Sampled) -> None:
+        tokens, logprobs = sampled.token_ids.tolist(), sampled.logprob.tolist()
         for row, sequence in enumerate(sequences):
-            sample, request = sequence.sample, sequence.request
+            sample, request, token = sequence.sample, sequence.request, tokens[row]
             assert sample is not None and isinstance(request, Generation)
-            token, logprob = sampled.token_ids[row].item(), sampled.logprob[row].item()
             k = sample.params.logprobs
             told = None if k is None else logprobs_at(sampled, row, token, k, self._tokenizer)
-            request.note(sample.accept(token, logprob, told))
+            request.note(sample, sample.accept(token, logprobs[row], told))
             if sample.finish_reason is None:
                 sequence.ids.append(token)
             else:
@@ -261,21 +248,15 @@ class Scheduler:
     def _end_sample(self, sequence: Sequence, request: Generation) -> None:
         self._running.remove(sequence)
         self._cache.release(sequence.leaf)
-        unfinished = sum(sample.finish_reason is None for sample in request.samples)
-        request.slots = min(request.slots, unfinished)
-        if unfinished == 0:
+        if all(sample.finish_reason is not None for sample in request.samples):
             self._end(request)
 
     def _end(self, request: Request, *, keep: bool = True) -> None:
-        """Complete or not: nothing of it runs, waits or holds blocks after this."""
-        sequences = [sequence for sequence in self._running if sequence.request is request]
-        self._running = [s for s in self._running if s.request is not request]
-        for sequence in [*sequences, *filter(None, [request.trunk])]:
+        """Complete or not: nothing of it runs or holds blocks after this."""
+        for sequence in [s for s in self._running if s.request is request]:
+            self._running.remove(sequence)
             self._cache.release(sequence.leaf, keep=keep)
-        request.trunk = None
-        queue = self._waiting if request.started is None else self._active
-        if request in queue:
-            queue.remove(request)
+        self._prompts = [s for s in self._prompts if s.request is not request]
         request.finish()
 
     def _fail(self, request: Request, error: NumericsError, position: int) -> None:

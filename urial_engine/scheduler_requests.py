@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,7 +31,9 @@ class Sequence:
     request: Request
     ids: list[int]  # the prompt, then what was generated
     leaf: Segment
-    sample: Sample | None = None  # None: it reads the prompt
+    sample: Sample | None  # None: its prompt is all that it reads
+    leads: bool  # the first of its request: what that wants of the prompt comes from its rows
+    table: bytes = b""  # of int32: the physical block at each absolute block index
 
     @property
     def pending(self) -> int:
@@ -48,8 +50,7 @@ class Scored:
 
     def joined(self) -> HeadScores:
         """All parts as one, [len(targets)]."""
-        names = [f.name for f in fields(HeadScores)]
-        return HeadScores(*(np.concatenate([getattr(p, n) for p in self.parts]) for n in names))
+        return HeadScores(*map(np.concatenate, zip(*self.parts, strict=True)))
 
 
 class Request:
@@ -58,8 +59,6 @@ class Request:
     `rows_from` is the first position whose hidden state is wanted: what the cache has of the
     tokens before it is not computed again.
     """
-
-    slots = 1  # how many of its sequences run at the same time
 
     def __init__(
         self,
@@ -75,8 +74,7 @@ class Request:
         self.rows_from = rows_from
         self.kept: list[F32] | None = [] if keep else None  # hidden states [rows, C] in pieces
         self.scored = scored
-        self.blocks = 0  # that its paths need, set when it is submitted
-        self.trunk: Sequence | None = None  # reads the prompt
+        self.samples: list[Sample] = []
         self.cached = 0  # tokens that the cache had
         self.finished = False
         self.error: UrialError | None = None
@@ -92,14 +90,10 @@ class Request:
         """How many tokens one of its sequences keeps in the cache, at most."""
         return len(self.ids)
 
-    def claim(self, block_size: int, room: int, max_batch: int) -> bool:
-        """Settle `blocks` and `slots` so that they fit in `room` and `max_batch`, if they can."""
-        self.blocks = -(-self.tokens // block_size)
-        return self.blocks <= room
-
     def begin(self, *, cached: int) -> None:
-        """It leaves the queue; the cache has its first `cached` tokens."""
-        self.cached, self.started = cached, self.elapsed()
+        """Its first sequence leaves the queue; the cache has `cached` tokens of the prompt."""
+        if self.started is None:
+            self.cached, self.started = cached, self.elapsed()
 
     def finish(self) -> None:
         """Nothing more is computed: it is complete, was cancelled or has an error."""
@@ -139,11 +133,10 @@ class Generation(Request):
                 max_tokens=max_tokens,
                 eos=eos,
                 tokenizer=tokenizer,
+                stream=stream,
             )
             for index in range(params.n)
         ]
-        self.waiting = deque(self.samples)  # that have not begun
-        self.prompt_row: F32 | None = None  # [C] hidden state that chooses every first token
         self.first_token: float | None = None
         self.events: deque[StreamEvent] | None = deque() if stream else None
 
@@ -151,22 +144,12 @@ class Generation(Request):
     def tokens(self) -> int:
         return len(self.ids) + self.max_tokens - 1  # the last token is never read
 
-    def claim(self, block_size: int, room: int, max_batch: int) -> bool:
-        """One sample goes on in the prompt's segment; of several each has its own tail."""
-        whole = -(-self.tokens // block_size)
-        prompt, tail = -(-len(self.ids) // block_size), whole - len(self.ids) // block_size
-        if len(self.samples) == 1:
-            self.blocks = whole
-            return whole <= room
-        self.slots = min(len(self.samples), max_batch, (room - prompt) // max(tail, 1))
-        self.blocks = prompt + self.slots * tail
-        return self.slots > 0
-
-    def note(self, event: StreamEvent) -> None:
+    def note(self, sample: Sample, text: str) -> None:
+        """A sample has one token more, and `text` came with it."""
         if self.first_token is None:
             self.first_token = self.elapsed()
         if self.events is not None:
-            self.events.append(event)
+            self.events.append(sample.event(text))
 
     def finish(self) -> None:
         for sample in self.samples:

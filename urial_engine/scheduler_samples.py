@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 
+FIELDS = {"temperature": "f4", "top_k": "i4", "top_p": "f4", "min_p": "f4"}
+FIELDS |= dict.fromkeys(("repetition_penalty", "presence_penalty", "frequency_penalty"), "f4")
+# How a sample chooses, as far as that never changes. Each keeps its record as bytes: those of all
+# samples of a step, joined, are the step's array.
+SETTINGS = np.dtype([*FIELDS.items(), ("seed", "u8"), ("sample", "u4")])
+NOTHING = np.zeros(0, np.int32)
+
+
 class Penalties:
     """The distinct tokens that penalties look at, and how often each stands in the output.
 
@@ -60,6 +68,7 @@ class Sample:
         max_tokens: int,
         eos: frozenset[int],
         tokenizer: Tokenizer,
+        stream: bool = False,  # somebody wants the text of each token as it comes
     ) -> None:
         self.index = index
         self.params = params
@@ -68,10 +77,15 @@ class Sample:
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
         self.penalties = _penalties(params, prompt, prefix)
+        self.top_logprobs = params.logprobs or 0
+        own = [getattr(params, name) for name in FIELDS]
+        self.settings = np.array((*own, seed, index), SETTINGS).tobytes()
         self._max_tokens = max_tokens
-        self._prompt_tokens = len(prompt)
         self._eos = frozenset() if params.ignore_eos else eos
-        self._stops = frozenset(params.stop_token_ids)
+        self._ends = self._eos.union(params.stop_token_ids)
+        self._banned = np.array(sorted(self._ends), np.int32)
+        self._eager = stream or bool(params.stop)
+        self._read_tokens = 0  # whose text has been made
         self._text: list[str] = []
         self._logprobs: list[Logprobs] = []
         self._cumulative_logprob = 0.0
@@ -79,30 +93,36 @@ class Sample:
         self._matcher = StopMatcher(params.stop_strings, include=params.include_stop_str_in_output)
 
     @property
-    def position(self) -> int:
-        """Absolute position of the token that comes next."""
-        return self._prompt_tokens + len(self.token_ids)
-
-    @property
-    def banned(self) -> frozenset[int]:
+    def banned(self) -> NDArray[np.int32]:
         """What must not come next: the tokens that would end it too early."""
-        early = len(self.token_ids) < self.params.min_tokens
-        return self._eos | self._stops if early else frozenset()
+        return self._banned if len(self.token_ids) < self.params.min_tokens else NOTHING
 
-    def accept(self, token: int, logprob: float, logprobs: Logprobs | None) -> StreamEvent:
-        """The next token was chosen."""
+    def accept(self, token: int, logprob: float, logprobs: Logprobs | None) -> str:
+        """The next token was chosen. Returns the text that it makes certain.
+
+        Where nobody streams and there are no stop strings, that is nothing: the text of all tokens
+        is made in the end, at once.
+        """
         self.token_ids.append(token)
         self._cumulative_logprob += logprob
         if logprobs is not None:
             self._logprobs.append(logprobs)
         if self.penalties is not None:
             self.penalties.add(token)
-        text = self._read(token)
+        if token in self._ends:
+            self.finish_reason = "stop"
+            self.stop_reason = None if token in self._eos else token
+        elif len(self.token_ids) == self._max_tokens:
+            self.finish_reason = "length"
+        return self._read() if self._eager else ""
+
+    def event(self, text: str) -> StreamEvent:
+        """What the newest token brought."""
         return StreamEvent(
             index=self.index,
             text=text,
-            token_ids=[token],
-            logprobs=logprobs,
+            token_ids=self.token_ids[-1:],
+            logprobs=self._logprobs[-1] if self._logprobs else None,
             finished=self.finish_reason is not None,
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
@@ -112,10 +132,10 @@ class Sample:
     def abort(self) -> None:
         """End it here, with the text so far."""
         self.finish_reason = "abort"
-        self._text.append(self._matcher.push(self._detokenizer.finish()) + self._matcher.flush())
 
     def output(self) -> CompletionOutput:
         assert self.finish_reason is not None
+        self._read()
         return CompletionOutput(
             index=self.index,
             text="".join(self._text),
@@ -126,21 +146,20 @@ class Sample:
             logprobs=None if self.params.logprobs is None else self._logprobs,
         )
 
-    def _read(self, token: int) -> str:
-        """The text that `token` brings, and whether it is the last one."""
-        count = len(self.token_ids)
-        ends = token in self._eos or token in self._stops
-        last = ends or count == self._max_tokens
-        hidden = ends and not self.params.include_stop_str_in_output
-        piece = "" if hidden else self._detokenizer.push(token)
-        piece += self._detokenizer.finish() if last else ""
-        text = self._matcher.push(piece) if count > self.params.min_tokens else piece
-        if self._matcher.matched is not None:
+    def _read(self) -> str:
+        """The text that the tokens since the last call bring, and whether it ends the sample."""
+        count, ended = len(self.token_ids), self.finish_reason is not None
+        hidden = self.finish_reason == "stop" and not self.params.include_stop_str_in_output
+        new = self.token_ids[self._read_tokens : count - hidden]
+        self._read_tokens = count
+        text = "".join(map(self._detokenizer.push, new))
+        text += self._detokenizer.finish() if ended else ""
+        if count > self.params.min_tokens:
+            text = self._matcher.push(text)
+        if self._matcher.matched is None:
+            text += self._matcher.flush() if ended else ""
+        elif self.finish_reason != "abort":
             self.finish_reason, self.stop_reason = "stop", self._matcher.matched
-        elif last:
-            self.finish_reason = "stop" if ends else "length"
-            self.stop_reason = token if ends and token not in self._eos else None
-            text += self._matcher.flush()
         self._text.append(text)
         return text
 

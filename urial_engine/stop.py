@@ -14,6 +14,9 @@ class StopMatcher:
         self.matched: str | None = None
         self._stops = stops
         self._include = include  # the stop string itself belongs to the text
+        # What could still become a stop string, the longest first.
+        openings = {stop[:length] for stop in stops for length in range(1, len(stop))}
+        self._openings = tuple(sorted(openings, key=len, reverse=True))
         self._held = ""
 
     def push(self, piece: str) -> str:
@@ -26,19 +29,10 @@ class StopMatcher:
             end, negative_length, self.matched = min(found)
             self._held = ""
             return text[:end] if self._include else text[: end + negative_length]
-        keep = len(text) - self._open_length(text)
-        self._held = text[keep:]
-        return text[:keep]
+        self._held = next(filter(text.endswith, self._openings), "")
+        return text.removesuffix(self._held)
 
     def flush(self) -> str:
         """What is still held back, when the text ends without a match."""
         text, self._held = self._held, ""
         return text
-
-    def _open_length(self, text: str) -> int:
-        """Length of the longest end of `text` that begins a stop string."""
-        longest = max((len(stop) for stop in self._stops), default=1) - 1
-        for length in range(min(longest, len(text)), 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self._stops):
-                return length
-        return 0

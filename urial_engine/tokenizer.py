@@ -6,21 +6,19 @@ rules of Llama and Mistral.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Protocol
 
 import tokenizers
 
 from .errors import TokenizerError
-from .tokenizer_chat import find_template, render
-from .tokenizer_config import AddedToken, TokenizerConfig
-from .tokenizer_sentencepiece import SentencePieceVocabulary
+from .tokenizer_config import AddedToken, TokenizerConfig, find_template
+from .tokenizer_cut import last_cut
 from .tokenizer_stream import Decoding, Detokenizer
 
 __all__ = ["Detokenizer", "Tokenizer"]
@@ -38,6 +36,7 @@ class Vocabulary(Protocol):
     around: tuple[list[int], list[int]]  # ids put before and behind where no flag says otherwise
 
     def encode(self, text: str) -> list[int]: ...
+    def cut(self, text: str) -> tuple[int, int]: ...  # see tokenizer_cut.last_cut
     def token(self, token_id: int) -> str | None: ...
     def find(self, content: str) -> int | None: ...
 
@@ -63,6 +62,7 @@ class Tokenizer:
         self._behind = self._end("eos_token", config.add_eos, self.eos_token_id, behind)
         self.add_bos = self.bos_token_id is not None and self.bos_token_id in self._before
         self.chat_template = find_template(config.folder, config.chat_template)
+        self._bytes = cache(self._find_bytes)  # a look for each token of each answer
 
     @classmethod
     def load(cls, folder: Path | str) -> Tokenizer:
@@ -72,6 +72,8 @@ class Tokenizer:
         if (file := folder / "tokenizer.json").is_file():
             return cls(JsonVocabulary(file, config), config)
         if (file := folder / "tokenizer.model").is_file():
+            from .tokenizer_sentencepiece import SentencePieceVocabulary
+
             return cls(SentencePieceVocabulary(file, config), config)
         raise TokenizerError(
             f"{folder} holds neither tokenizer.json nor tokenizer.model: copy it from where the"
@@ -85,16 +87,21 @@ class Tokenizer:
         of tokenizer_config.json say so and, where a flag is not given, where tokenizer.json does. A
         text that starts with the BOS keeps that one: there is never a second.
         """
-        ids = self._vocabulary.encode(LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text))
-        if not add_special_tokens:
-            return ids
-        there = bool(self._before) and ids[: len(self._before)] == self._before
-        return [*([] if there else self._before), *ids, *self._behind]
+        ids = self._ids(text)
+        return [*self._begun(ids), *self._behind] if add_special_tokens else ids
 
     def encode_prompt(self, text: str) -> list[int]:
         """As `encode`, for a text that goes on: without the EOS that ends a whole one."""
-        ids = self.encode(text)
-        return ids[: len(ids) - len(self._behind)]
+        return self._begun(self._ids(text))
+
+    def encoder_after(self, prefix: str) -> Callable[[str], list[int]]:
+        """`encode_prompt` of the prefix and a text, as one text, for many of them.
+
+        What of the ids no text can change is found out once, where that can be told.
+        """
+        end, start = self._vocabulary.cut(prefix)
+        known, rest = self._ids(prefix[:end]), prefix[start:]
+        return lambda text: self._begun(known + self._ids(rest + text))
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids. Ids outside the vocabulary give nothing.
@@ -136,6 +143,8 @@ class Tokenizer:
                 f"{self._folder} has no default chat template (tokenizer_config.json,"
                 " chat_template.jinja): prompt it with a UrialPrompt or a template with {query}"
             )
+        from .tokenizer_chat import render
+
         return render(
             self.chat_template, messages, self._names, add_generation_prompt=add_generation_prompt
         )
@@ -143,6 +152,8 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """The same for two tokenizers exactly where every id means the same token."""
+        import hashlib
+
         tokens = [self._vocabulary.token(i) for i in range(self.vocab_size)]
         return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:32]
 
@@ -161,7 +172,14 @@ class Tokenizer:
             " Use the tokenizer that belongs to the weights"
         )
 
-    def _bytes(self, token_id: int) -> bytes | None:
+    def _ids(self, text: str) -> list[int]:
+        return self._vocabulary.encode(LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text))
+
+    def _begun(self, ids: list[int]) -> list[int]:
+        """With what belongs before them, unless it is there."""
+        return ids if ids[: len(self._before)] == self._before else self._before + ids
+
+    def _find_bytes(self, token_id: int) -> bytes | None:
         token = self._vocabulary.token(token_id)
         return None if token is None else self._vocabulary.decoding.bytes_of(token)
 
@@ -194,6 +212,9 @@ class JsonVocabulary:
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone: no token is put before or behind it."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def cut(self, text: str) -> tuple[int, int]:
+        return last_cut(self._tokenizer, text)
 
     def token(self, token_id: int) -> str | None:
         """The token of an id as the file writes it; None where there is none."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 
 import jinja2
 from jinja2 import nodes
@@ -19,7 +18,6 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .errors import TokenizerError
-from .tokenizer_config import read_object
 
 
 class GenerationTag(Extension):
@@ -31,25 +29,6 @@ class GenerationTag(Extension):
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body, lineno=line)
-
-
-def find_template(folder: Path, declared: object) -> str | None:
-    """The default template of a model's folder, or None.
-
-    chat_template.jinja comes before `declared`, what tokenizer_config.json holds (a text, or a list
-    of named templates), and that before chat_template.json.
-    """
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise TokenizerError(f"{file} cannot be read: {error}") from error
-    found = declared or read_object(folder / "chat_template.json").get("chat_template")
-    if isinstance(found, list):
-        named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
 
 
 def render(

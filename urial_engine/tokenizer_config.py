@@ -88,6 +88,25 @@ def read_object(path: Path) -> Mapping[str, object]:
     return value
 
 
+def find_template(folder: Path, declared: object) -> str | None:
+    """The default template of a model's folder, or None.
+
+    chat_template.jinja comes before `declared`, what tokenizer_config.json holds (a text, or a list
+    of named templates), and that before chat_template.json.
+    """
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise TokenizerError(f"{file} cannot be read: {error}") from error
+    found = declared or read_object(folder / "chat_template.json").get("chat_template")
+    if isinstance(found, list):
+        named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
+
+
 def _text(value: object) -> str | None:
     """A token is written as its text, or as an object with a `content`."""
     value = value.get("content") if isinstance(value, dict) else value

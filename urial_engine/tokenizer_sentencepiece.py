@@ -23,9 +23,9 @@ from sentencepiece import SentencePieceProcessor
 
 from .errors import TokenizerError
 from .tokenizer_config import AddedToken, TokenizerConfig
+from .tokenizer_cut import UNDERLINE
 from .tokenizer_stream import Decoding
 
-UNDERLINE = "\N{LOWER ONE EIGHTH BLOCK}"  # sentencepiece's space
 # A serialised message that sets normalizer_spec.add_dummy_prefix to false and nothing else. Parsing
 # two messages in a row merges them, so appended to a model it switches its own prefix off.
 NO_PREFIX = b"\x1a\x02\x18\x00"
@@ -64,6 +64,9 @@ class SentencePieceVocabulary:
         for part in self._parts(text):
             ids += [part.id] if isinstance(part, AddedToken) else self._pieces.encode(part)
         return ids
+
+    def cut(self, text: str) -> tuple[int, int]:
+        return 0, 0  # a model file may normalise texts by rules that cannot be seen from outside
 
     def token(self, token_id: int) -> str | None:
         """The piece or added token of an id; None where there is none."""

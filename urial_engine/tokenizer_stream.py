@@ -121,7 +121,7 @@ class Detokenizer:
         return self._text(self._utf8.decode(b"", final=True))
 
     def _text(self, text: str) -> str:
-        text = text.translate(ESCAPED)
+        text = text if text.isascii() else text.translate(ESCAPED)
         while self._strip and text:
             self._strip = self._strip - 1 if text[0] == " " else 0
             text = text.removeprefix(" ")

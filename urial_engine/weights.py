@@ -7,6 +7,9 @@ heads, D head size, V vocabulary.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,10 @@ EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
 LAYER = "model.layers.{layer}.{part}"
+
+# What is read, hashed and packed at a time: it stays in a core's cache from the one to the next.
+SLICE = 1 << 20  # bytes
+ROWS = 32  # and whole panels of the packed matrix
 
 # Old checkpoints carry RoPE's frequencies, which follow from the configuration.
 _HARMLESS = ".rotary_emb.inv_freq"
@@ -71,7 +78,7 @@ class Weights:
         self.tied_reason = tied_reason
         self.shapes = parameter_shapes(self.config, tied)
         self.dtype = _main_dtype(checkpoint, self.shapes)
-        self._digests: dict[str, bytes] = {}
+        self._digests: dict[tuple[str, int], bytes] = {}  # of each slice, by its first row
 
     @classmethod
     def open(cls, checkpoint: Checkpoint) -> Weights:
@@ -90,19 +97,51 @@ class Weights:
         return cls(checkpoint, tied, reason)
 
     def read(self, name: str) -> NDArray[Any]:
-        """The parameter of this Hugging Face name, [out, in] or [out], read-only, dtype on disk."""
-        if name not in self.shapes or name in self._digests:
-            why = "was read already" if name in self._digests else "is no parameter of this model"
+        """The parameter of this Hugging Face name, [out, in] or [out], in the dtype on disk."""
+        if name not in self.shapes or (name, 0) in self._digests:
+            why = "was read already" if name in self.shapes else "is no parameter of this model"
             raise CheckpointError(f"{self.checkpoint.folder}: {name} {why}")
-        array = self.checkpoint.tensor(name)
-        digest = xxhash.xxh3_128(f"{name}\0{array.dtype.name}\0{array.shape}\0".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        self._digests[name] = digest.digest()
-        return array
+        return np.concatenate([self._read(name, *rows) for rows in self._slices(name)])
+
+    def load(self, take: Callable[[str, int, NDArray[Any]], None], threads: int) -> None:
+        """Read every parameter by `threads` threads, which pass it on in slices of whole rows.
+
+        take(name, first row, rows): `rows` is the thread's buffer, valid during the call. The order
+        is that of the files, which disks serve fastest; while one thread packs another reads.
+        """
+        names = [name for name in self.checkpoint.names() if name in self.shapes]
+        slices = iter([(name, *rows) for name in names for rows in self._slices(name)])
+
+        def work() -> None:
+            buffer = np.empty(SLICE, np.uint8)
+            for name, first, end in slices:  # the threads share it: each slice comes out once
+                take(name, first, self._read(name, first, end, buffer))
+
+        with ThreadPoolExecutor(threads) as pool:
+            for worker in [pool.submit(work) for _ in range(threads)]:
+                worker.result()
+        self.finish()
+
+    def _slices(self, name: str) -> list[tuple[int, int]]:
+        """First and end of its rows, about SLICE bytes each."""
+        count, *row = self.shapes[name]
+        row_bytes = math.prod(row) * DTYPES[self.checkpoint.info(name).dtype].itemsize
+        step = SLICE // row_bytes // ROWS * ROWS or ROWS
+        return [(first, min(first + step, count)) for first in range(0, count, step)]
+
+    def _read(
+        self, name: str, first: int, end: int, buffer: NDArray[np.uint8] | None = None
+    ) -> NDArray[Any]:
+        rows = self.checkpoint.rows(name, first, end, buffer)
+        about = f"{name}\0{first}\0{rows.dtype.name}\0{self.shapes[name]}\0"
+        digest = xxhash.xxh3_128(about.encode())
+        digest.update(rows.reshape(-1).view(np.uint8).data)
+        self._digests[name, first] = digest.digest()
+        return rows
 
     def finish(self) -> None:
         """Raises `CheckpointError` where a parameter was never read, so never loaded."""
-        if unread := [name for name in self.shapes if name not in self._digests]:
+        if unread := [name for name in self.shapes if (name, 0) not in self._digests]:
             raise CheckpointError(f"{self.checkpoint.folder}: never loaded: {some(unread)}")
 
     @property
@@ -110,7 +149,7 @@ class Weights:
         """xxh3-128 over name, dtype, shape and bytes of every parameter, in the order of names."""
         self.finish()
         return xxhash.xxh3_128(
-            b"".join(self._digests[n] for n in sorted(self._digests))
+            b"".join(self._digests[key] for key in sorted(self._digests))
         ).hexdigest()
 
 
@@ -147,14 +186,11 @@ def _same(checkpoint: Checkpoint) -> bool:
     pair = [checkpoint.info(name) for name in (EMBEDDING, HEAD)]
     if pair[0].shape != pair[1].shape or not all(info.dtype in DTYPES for info in pair):
         return False
-    embedding, head = (checkpoint.tensor(name) for name in (EMBEDDING, HEAD))
-    rows = range(0, len(embedding), 4096)  # in slices: a whole float32 copy could be gigabytes
-    return all(
-        np.array_equal(
-            embedding[i : i + 4096].astype(np.float32), head[i : i + 4096].astype(np.float32)
-        )
-        for i in rows
-    )
+    for first in range(0, pair[0].shape[0], 4096):  # whole ones could be gigabytes
+        embedding, head = (checkpoint.rows(n, first, first + 4096) for n in (EMBEDDING, HEAD))
+        if not np.array_equal(embedding.astype(np.float32), head.astype(np.float32)):
+            return False
+    return True
 
 
 def _main_dtype(checkpoint: Checkpoint, shapes: Shapes) -> str:

@@ -12,16 +12,24 @@ namespace urial::cpu::URIAL_RUNG {
 template <>
 struct Inner<Bf16> {
   static constexpr int kRows = 32, kTileRows = 16;
-  bool streaming = true;  // w comes from memory, not from a cache
+  static constexpr bool kHasRoom = true;  // see matmul.h
+  const void* next = nullptr;
+  Fetch fetch;
 
   ~Inner() {
     if (configured_) _tile_release();
   }
 
-  // out[m][0..31] = sum over k of x[m][k] w[k][0..31] for m <= 32 rows: tiles 0-3 sums, 4-5 rows,
-  // 6-7 columns.
   void operator()(int m, const uint16_t* x, ptrdiff_t x_stride, const uint16_t* w, int steps,
-                  float* out, ptrdiff_t out_stride) {
+                  bool more, float* out, ptrdiff_t out_stride) {
+    (*this)(m, x, x_stride, w, steps, more, out, out_stride, [] {});
+  }
+
+  // out[m][0..31] = sum over k of x[m][k] w[k][0..31] for m <= 32 rows, and what stands in out with
+  // `more`: tiles 0-3 sums, 4-5 rows, 6-7 columns. `meanwhile` is called with each group of 32 k.
+  template <class Meanwhile>
+  void operator()(int m, const uint16_t* x, ptrdiff_t x_stride, const uint16_t* w, int steps,
+                  bool more, float* out, ptrdiff_t out_stride, Meanwhile&& meanwhile) {
     configure(m);
     settle();
     const ptrdiff_t x_bytes = x_stride * 2, out_bytes = out_stride * 4;
@@ -29,14 +37,27 @@ struct Inner<Bf16> {
     constexpr int kGroup = kTileRows * kPanel * 2;  // elements of w in a group of 32 k
     const uint16_t* lower = x + kTileRows * x_stride;
     float* lower_out = out + kTileRows * out_stride;
-    _tile_zero(0);
-    _tile_zero(1);
+    const int groups = steps / kTileRows;
+    Fetch coming = fetch;
+    coming.lines = (fetch.lines + groups - 1) / groups;
+    fetch.at += fetch.lines * 64;
+    if (more) {
+      _tile_loadd(0, out, out_bytes);
+      _tile_loadd(1, out + kTileRows, out_bytes);
+    } else {
+      _tile_zero(0);
+      _tile_zero(1);
+    }
     if (m > kTileRows) {
-      _tile_zero(2);
-      _tile_zero(3);
-      for (int s = 0; s < steps; s += kTileRows, x += kPanel, lower += kPanel, w += kGroup) {
-        // Twice the work a group, so half as far ahead as below for the same time.
-        if (streaming) prefetch_group(w + 2 * kGroup);
+      if (more) {
+        _tile_loadd(2, lower_out, out_bytes);
+        _tile_loadd(3, lower_out + kTileRows, out_bytes);
+      } else {
+        _tile_zero(2);
+        _tile_zero(3);
+      }
+      for (int g = 0; g < groups; ++g, x += kPanel, lower += kPanel, w += kGroup) {
+        next ? stream(groups, g) : coming.some<Isa>(coming.lines);
         _tile_loadd(4, x, x_bytes);
         _tile_loadd(6, w, kW);
         _tile_loadd(7, w + kPanel, kW);
@@ -45,18 +66,19 @@ struct Inner<Bf16> {
         _tile_dpbf16ps(1, 4, 7);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
+        meanwhile();
       }
       _tile_stored(2, lower_out, out_bytes);
       _tile_stored(3, lower_out + kTileRows, out_bytes);
     } else {
-      for (int s = 0; s < steps; s += kTileRows, x += kPanel, w += kGroup) {
-        // 8 KiB ahead: about what this loop reads in the latency of memory.
-        if (streaming) prefetch_group(w + 4 * kGroup);
+      for (int g = 0; g < groups; ++g, x += kPanel, w += kGroup) {
+        next ? stream(groups, g) : coming.some<Isa>(coming.lines);
         _tile_loadd(4, x, x_bytes);
         _tile_loadd(6, w, kW);
         _tile_loadd(7, w + kPanel, kW);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
+        meanwhile();
       }
     }
     _tile_stored(0, out, out_bytes);
@@ -89,8 +111,13 @@ struct Inner<Bf16> {
   // The compiler does not see what tile instructions read: stores that stand before must be done.
   static void settle() { __asm__ volatile("" ::: "memory"); }
 
-  static void prefetch_group(const uint16_t* w) {
-    for (int line = 0; line < 2 * kTileRows; ++line) Isa::prefetch(w + line * 32);
+  // What comes next, at eight places at once: a processor fetches ahead by itself within a page
+  // only, and this hides the waits at the pages' beginnings.
+  void stream(int groups, int g) const {
+    constexpr int kStreams = 8, kBytes = 2 * kTileRows * 64 / kStreams;  // of each with a group
+    const char* at = static_cast<const char*>(next) + g * kBytes;
+    for (int s = 0; s < kStreams; ++s, at += groups * kBytes)
+      for (int line = 0; line < kBytes; line += 64) Isa::prefetch_far(at + line);
   }
 
   int configured_ = 0;

@@ -1,7 +1,9 @@
-// Causal attention over the blocks of the cache. Every block of 64 keys is reduced by itself and
-// the blocks are merged in order, so a row's result depends on its own keys and their absolute
-// positions alone. Rows beside each other that read the same physical block are multiplied with it
-// together: that is how a shared prefix is read once for all.
+// Causal attention over the blocks of the cache. Four blocks at absolute multiples of four, 256
+// keys, are a unit: it is reduced by itself, and the units are merged in order, so a row's result
+// depends on its own keys and their absolute positions alone. Rows beside each other that read the
+// same physical block are multiplied with it together: that is how a shared prefix is read once for
+// all. Where a call has few rows, threads share out a tile's units and leave each unit's own result
+// to be merged by the last of them: the same merges in the same order, so the same bits.
 #pragma once
 #include <cmath>
 
@@ -12,153 +14,336 @@ namespace urial::cpu::URIAL_RUNG {
 // The maximum of no keys: finite, so that two of them may be subtracted.
 constexpr float kNothing = -3.40282347e38f;
 
-// Running softmax of one tile's queries.
-struct Running {
-  float max[kMaxQueries], sum[kMaxQueries];
-  float* out;  // [queries][padded D]
+// A softmax-weighted sum of values for some queries, not yet divided by `sum`: that of one unit, or
+// of all units so far. Weights are 2^(score - max), scores in bits (times log2 e).
+struct Weighted {
+  float *max, *sum;  // [queries]
+  float* out;        // [queries][padded D]
+
+  Weighted from(int query, int width) const {
+    return {max + query, sum + query, out + query * width};
+  }
 };
 
+// The sum of no unit.
+inline void clear(const Weighted& w, int queries, int width) {
+  for (int i = 0; i < queries; ++i) w.max[i] = kNothing, w.sum[i] = 0;
+  for (int i = 0; i < queries * width; ++i) w.out[i] = 0;
+}
+
+// Keys of a unit, or of a block: [begin, end).
 struct Span {
-  int begin, end;  // keys of the block that a query sees
+  int begin, end;
+
+  bool empty() const { return begin >= end; }
+  // What of it lies in `size` keys from `first` on, counted from there.
+  Span within(int first, int size) const {
+    const int from = begin - first, to = end - first;
+    return {from > 0 ? from : 0, to < size ? to : size};
+  }
 };
 
-inline Span visible(int position, int block, int window) {
-  const int first = window > 0 && position >= window ? position - window + 1 - block * kBlock : 0;
-  const int last = position + 1 - block * kBlock;
-  return {first > 0 ? first : 0, last < kBlock ? last : kBlock};
+// What a query at `position` sees of a unit.
+inline Span visible(int position, int unit, int window) {
+  const int oldest = window > 0 && position >= window ? position - window + 1 : 0;
+  return Span{oldest, position + 1}.within(unit * kUnitKeys, kUnitKeys);
 }
 
-// Scores of one query against a block -> probabilities in p, their maximum and sum. Keys outside
-// the span get 0.
+// Scores of one query, in place -> weights, their maximum and sum. Weights stand where the scores
+// did, as activations from the beginning of the row on; where they are smaller than scores, this
+// keeps the first cache for what is read next. Scores outside the span may be anything; their
+// weights are 0.
 template <class P>
-inline void block_softmax(float* scores, Span seen, float scale, typename P::X* p, float& max,
-                          float& sum_out) {
+class Softmax {
   using F = typename P::F;
-  for (int j = 0; j < seen.begin; ++j) scores[j] = -INFINITY;
-  for (int j = seen.end; j < kBlock; ++j) scores[j] = -INFINITY;
-  F top = P::load(scores);
-  for (int j = P::W; j < kBlock; j += P::W) top = P::max(top, P::load(scores + j));
-  const float raw = P::largest(top);
-  const F shift = P::set1(raw), factor = P::set1(scale);
-  for (int j = 0; j < kBlock; j += P::W)
-    P::store(scores + j, exp(P::mul(P::sub(P::load(scores + j), shift), factor)));
-  for (int j = 0; j < seen.begin; ++j) scores[j] = 0;
-  for (int j = seen.end; j < kBlock; ++j) scores[j] = 0;
-  F total = P::zero();
-  for (int j = 0; j < kBlock; j += P::W) {
-    total = P::add(total, P::load(scores + j));
-    P::store_x(p + j, P::load(scores + j));
-  }
-  max = raw * scale, sum_out = P::sum(total);
-}
+  using X = typename P::X;
 
-// running = merge(running, the block's own max, sum and out [rows][width]) for queries first and
-// on. Where the block has nothing for a query (its max is kNothing), the query's state keeps its
-// bits.
-template <class P>
-inline void merge(Running& run, int first, int rows, const float* max, const float* sum,
-                  const float* out, int width) {
-  using F = typename P::F;
-  constexpr int kPadded = (Inner<P>::kRows + P::W - 1) / P::W * P::W;
-  float old_scale[kPadded] = {}, new_scale[kPadded] = {};
-  for (int m = 0; m < rows; ++m) {
-    const float before = run.max[first + m], top = max[m] > before ? max[m] : before;
-    old_scale[m] = before - top, new_scale[m] = max[m] - top;
-    run.max[first + m] = top;
+ public:
+  Softmax(float* scores, Span seen, float bits)
+      : scores_(scores),
+        bits_(bits),
+        begin_(seen.begin / P::W * P::W),
+        end_(round_up(seen.end, P::W)) {
+    for (int j = begin_; j < seen.begin; ++j) scores[j] = -INFINITY;
+    for (int j = seen.end; j < end_; ++j) scores[j] = -INFINITY;
   }
-  for (int m = 0; m < rows; m += P::W) {
-    P::store(old_scale + m, exp(P::load(old_scale + m)));
-    P::store(new_scale + m, exp(P::load(new_scale + m)));
+  // Before any weight is computed, so that the next row's need not wait for this one's.
+  float largest() const {
+    F top = P::load(scores_ + begin_);
+    for (int j = begin_ + P::W; j < end_; j += P::W) top = P::max(top, P::load(scores_ + j));
+    return P::largest(top);
   }
-  for (int m = 0; m < rows; ++m, out += width) {
-    run.sum[first + m] = run.sum[first + m] * old_scale[m] + sum[m] * new_scale[m];
-    const F a = P::set1(old_scale[m]), b = P::set1(new_scale[m]);
-    float* to = run.out + (first + m) * width;
-    for (int d = 0; d < width; d += P::W)
-      P::store(to + d, P::fma(P::load(out + d), b, P::mul(P::load(to + d), a)));
-  }
-}
-
-// One block against the queries [first, first + count) of the tile; seen[i] is the span of query i.
-template <class P>
-inline void visit(Inner<P>& inner, const AttentionArgs& a, const typename P::X* q,
-                  const char* block, Running& run, int first, int count, const Span* seen) {
-  const int D = a.head_dim, width = round_up(D, kPanel);
-  const CacheLayout layout(D, P::kDtype);
-  const auto* keys = reinterpret_cast<const typename P::Wt*>(block);
-  const auto* values = reinterpret_cast<const typename P::Wt*>(block + layout.key_bytes);
-  const int key_steps = width / P::kStep, value_steps = kBlock / P::kStep;
-  const float scale = 1.f / std::sqrt(float(D));
-  constexpr int kRows = Inner<P>::kRows;
-  float scores[kRows * kBlock], out[kRows * kMaxHead], max[kRows], total[kRows];
-  typename P::X p[kRows * kBlock];
-  Inner<P>::tiles(count, [&](int row, int rows) {
-    for (int panel = 0; panel < kBlock / kPanel; ++panel)
-      inner(rows, q + size_t(first + row) * width, width, keys + size_t(panel) * width * kPanel,
-            key_steps, scores + panel * kPanel, kBlock);
-    for (int m = 0; m < rows; ++m) {
-      const Span span = seen[first + row + m];
-      if (span.begin < span.end) {
-        block_softmax<P>(scores + m * kBlock, span, scale, p + m * kBlock, max[m], total[m]);
-      } else {
-        for (int j = 0; j < kBlock; ++j) p[m * kBlock + j] = 0;
-        max[m] = kNothing, total[m] = 0;
-      }
+  // The weights' sum.
+  float weights(float max) const {
+    auto* p = reinterpret_cast<X*>(scores_);
+    const F shift = P::set1(max), factor = P::set1(bits_);
+    F total = P::zero();
+    for (int j = 0; j < begin_; j += P::W) {
+      P::store_x(p + j, P::zero());
     }
-    for (int panel = 0; panel < width / kPanel; ++panel)
-      inner(rows, p, kBlock, values + size_t(panel) * kBlock * kPanel, value_steps,
-            out + panel * kPanel, width);
-    merge<P>(run, first + row, rows, max, total, out, width);
+    for (int j = begin_; j < end_; j += P::W) {
+      const F weight = exp2(P::mul(P::sub(P::load(scores_ + j), shift), factor));
+      P::store_x(p + j, weight);
+      total = P::add(total, weight);
+    }
+    for (int j = end_; j < kUnitKeys; j += P::W) P::store_x(p + j, P::zero());
+    return P::sum(total);
+  }
+
+ private:
+  float* scores_;
+  float bits_;
+  int begin_, end_;
+};
+
+// run = run and the unit, in that order, for `rows` queries. Where the unit has nothing for a query
+// (its max is kNothing), the query keeps its bits.
+template <class P>
+inline void merge(const Weighted& run, const Weighted& unit, int rows, int width) {
+  using F = typename P::F;
+  constexpr int kPadded = (kMaxQueries + P::W - 1) / P::W * P::W;
+  float old_scale[kPadded], new_scale[kPadded];
+  for (int m = 0; m < rows; ++m) {
+    const float before = run.max[m], top = unit.max[m] > before ? unit.max[m] : before;
+    old_scale[m] = before - top, new_scale[m] = unit.max[m] - top;
+    run.max[m] = top;
+  }
+  for (int m = rows; m < round_up(rows, P::W); ++m) old_scale[m] = new_scale[m] = 0;
+  for (int m = 0; m < rows; m += P::W) {
+    P::store(old_scale + m, exp2(P::load(old_scale + m)));
+    P::store(new_scale + m, exp2(P::load(new_scale + m)));
+  }
+  for (int m = 0; m < rows; ++m) {
+    run.sum[m] = run.sum[m] * old_scale[m] + unit.sum[m] * new_scale[m];
+    const F a = P::set1(old_scale[m]), b = P::set1(new_scale[m]);
+    const float* from = unit.out + m * width;
+    float* to = run.out + m * width;
+    for (int d = 0; d < width; d += P::W)
+      P::store(to + d, P::fma(P::load(from + d), b, P::mul(P::load(to + d), a)));
+  }
+}
+
+// The queries of one key head in some rows beside each other.
+template <class P>
+class Tile {
+  using Wt = typename P::Wt;
+
+ public:
+  Tile(const AttentionArgs& a, int kv_head, int tile)
+      : a_(a),
+        group_(a.heads / a.kv_heads),
+        width_(round_up(a.head_dim, kPanel)),
+        kv_head_(kv_head),
+        row0_(tile * a.tile_rows),
+        rows_(row0_ + a.tile_rows < a.rows ? a.tile_rows : a.rows - row0_),
+        bits_(1.44269504f / std::sqrt(float(a.head_dim))),
+        layout_(a.head_dim, P::kDtype),
+        q_(static_cast<const typename P::X*>(a.q) +
+           (size_t(kv_head) * a.rows + row0_) * group_ * width_) {
+    for (int r = 0; r < rows_; ++r) {
+      const int position = a.positions[row0_ + r];
+      const int oldest =
+          a.window > 0 && position >= a.window ? (position - a.window + 1) / kUnitKeys : 0;
+      first_ = oldest < first_ ? oldest : first_;
+      end_ = position / kUnitKeys >= end_ ? position / kUnitKeys + 1 : end_;
+    }
+  }
+
+  int queries() const { return rows_ * group_; }
+  int width() const { return width_; }
+  // Units that some row sees: [first(), end()).
+  int first() const { return first_; }
+  int end() const { return end_; }
+
+  // What the units [begin, end) have for the queries, a unit at a time, in order:
+  // found(unit, first query, queries, Weighted).
+  template <class Found>
+  void visit(int begin, int end, Found&& found) const {
+    Inner<P> inner;
+    for (int u = begin; u < end; ++u)
+      for (int q = 0; q < queries(); q += kQueries) {
+        const int count = queries() - q < kQueries ? queries() - q : kQueries;
+        reduce(inner, u, q, count, [&](const Weighted& w) { found(u, q, count, w); });
+      }
+  }
+
+  // out = the queries' sums, divided.
+  void write(const Weighted& run) const {
+    for (int i = 0; i < queries(); ++i) {
+      auto* to = static_cast<typename P::X*>(a_.out) + size_t(row0_ + i / group_) * a_.out_stride +
+                 (kv_head_ * group_ + i % group_) * a_.head_dim;
+      const float scale = 1.f / run.sum[i];
+      for (int d = 0; d < a_.head_dim; ++d) to[d] = P::to_x(run.out[i * width_ + d] * scale);
+    }
+  }
+
+ private:
+  // Queries that are reduced together: whole tiles of the inner kernel, whose scores of a unit fit
+  // in the first cache.
+  static constexpr int kQueries = Inner<P>::kRows == 32 ? 32 : 24;
+  // Rows of the scores, and of the weights in their place, begin in different sets of the first
+  // cache.
+  static constexpr int kScores = kUnitKeys + 16;
+  static constexpr int kWeights = kScores * int(sizeof(float) / sizeof(typename P::X));
+
+  int row_of(int query) const { return row0_ + query / group_; }
+  int32_t physical(int row, int block) const {
+    return a_.tables[size_t(a_.sequences[row]) * a_.table_stride + block];
+  }
+  const char* address(int32_t block) const {
+    return a_.pool + size_t(block) * a_.block_bytes + a_.layer_offset +
+           kv_head_ * layout_.head_bytes();
+  }
+
+  // Queries beside each other that read the same physical block, and which of its keys some of them
+  // see, in whole panels.
+  struct Run {
+    int query, queries;
+    int slot;  // of the block in its unit
+    const char* block;
+    Span keys;
+  };
+
+  // The runs of one block among the queries [first, first + count), of which seen[i] is what the
+  // i-th sees of the unit; returns how many.
+  int runs(int block, const Span* seen, int first, int count, Run* to) const {
+    const int slot = block % kUnit;
+    const Run* begin = to;
+    for (int i = 0, next; i < count; i = next) {
+      Span keys = seen[i].within(slot * kBlock, kBlock);
+      next = i + 1;
+      if (keys.empty()) continue;
+      const int32_t mine = physical(row_of(first + i), block);
+      for (; next < count; ++next) {
+        const Span more = seen[next].within(slot * kBlock, kBlock);
+        if (more.empty() || physical(row_of(first + next), block) != mine) break;
+        keys = {more.begin < keys.begin ? more.begin : keys.begin,
+                more.end > keys.end ? more.end : keys.end};
+      }
+      keys = {keys.begin / kPanel * kPanel, round_up(keys.end, kPanel)};
+      *to++ = Run{i, next - i, slot, address(mine), keys};
+    }
+    return int(to - begin);
+  }
+
+  // Scores of a run's queries against its keys. `fresh`: its values come from memory, next.
+  void score(Inner<P>& inner, const Run& run, int first, bool fresh, float* scores) const {
+    const auto* keys = reinterpret_cast<const Wt*>(run.block);
+    Inner<P>::tiles(run.queries, [&](int row, int rows) {
+      const int query = run.query + row;
+      for (int k = run.keys.begin; k < run.keys.end; k += kPanel) {
+        const Wt* panel = keys + size_t(k) * width_;
+        inner.next = fresh && row == 0 ? panel + size_t(kBlock) * width_ : nullptr;
+        inner(rows, q_ + size_t(first + query) * width_, width_, panel, width_ / P::kStep, false,
+              scores + query * kScores + run.slot * kBlock + k, kScores);
+      }
+    });
+    inner.next = nullptr;
+  }
+
+  // out += a run's weights times its values.
+  void weigh(Inner<P>& inner, const Run& run, const typename P::X* weights, float* out) const {
+    const auto* values = reinterpret_cast<const Wt*>(run.block + layout_.key_bytes);
+    Inner<P>::tiles(run.queries, [&](int row, int rows) {
+      const int query = run.query + row;
+      for (int d = 0; d < width_; d += kPanel)
+        inner(rows, weights + query * kWeights + run.slot * kBlock + run.keys.begin, kWeights,
+              values + size_t(d) * kBlock + run.keys.begin * kPanel,
+              (run.keys.end - run.keys.begin) / P::kStep, true, out + query * width_ + d, width_);
+    });
+  }
+
+  // One unit against the queries [first, first + count).
+  template <class Found>
+  void reduce(Inner<P>& inner, int unit, int first, int count, Found&& found) const {
+    alignas(64) float scores[kQueries * kScores], out[kQueries * kMaxHead];
+    float max[kQueries], sum[kQueries];
+    Span seen[kQueries];
+    Run runs[kUnit * kQueries + 1];
+    int last = 0, n = 0;
+    for (int i = 0; i < count; ++i) {
+      seen[i] = visible(a_.positions[row_of(first + i)], unit, a_.window);
+      last = seen[i].end > last ? seen[i].end : last;
+    }
+    for (int b = 0; b * kBlock < last; ++b)
+      n += this->runs(unit * kUnit + b, seen, first, count, runs + n);
+    for (int i = 0; i < n; ++i) {
+      // What other queries of the tile have read before lies in a cache; the rest comes from
+      // memory: the keys of the next run, and the values of this one.
+      const bool fresh = first == 0 || runs[i].queries < count;
+      if (fresh && i + 1 < n)
+        Fetch::of(runs[i + 1].block, layout_.key_bytes, 1)
+            .template some<P>(int(layout_.key_bytes / 64));
+      score(inner, runs[i], first, fresh, scores);
+    }
+    for (int i = 0; i < count; ++i)
+      max[i] =
+          seen[i].empty() ? kNothing : Softmax<P>(scores + i * kScores, seen[i], bits_).largest();
+    for (int i = 0; i < count; ++i) {
+      if (seen[i].empty()) {
+        sum[i] = 0;
+        continue;
+      }
+      sum[i] = Softmax<P>(scores + i * kScores, seen[i], bits_).weights(max[i]);
+      max[i] *= bits_;
+    }
+    const auto* weights = reinterpret_cast<const typename P::X*>(scores);
+    for (int i = 0; i < count * width_; ++i) out[i] = 0;
+    for (int i = 0; i < n; ++i) weigh(inner, runs[i], weights, out);
+    found(Weighted{max, sum, out});
+  }
+
+  const AttentionArgs& a_;
+  const int group_, width_, kv_head_, row0_, rows_;
+  const float bits_;
+  const CacheLayout layout_;
+  const typename P::X* q_;  // [queries][width]
+  int first_ = INT32_MAX, end_ = 0;
+};
+
+template <class P>
+void attention(const AttentionArgs& a, int kv_head, int at) {
+  const Tile<P> tile(a, kv_head, at);
+  const int width = tile.width();
+  float max[kMaxQueries], sum[kMaxQueries], out[kMaxQueries * kMaxHead];
+  const Weighted run{max, sum, out};
+  clear(run, tile.queries(), width);
+  tile.visit(tile.first(), tile.end(), [&](int, int query, int count, const Weighted& unit) {
+    merge<P>(run.from(query, width), unit, count, width);
+  });
+  tile.write(run);
+}
+
+// Where a unit's result stands until it is merged.
+template <class P>
+inline Weighted part_result(const AttentionArgs& a, const Tile<P>& tile, int kv_head, int unit) {
+  const int queries = tile.queries();
+  float* at = a.part_memory + (size_t(kv_head) * a.table_units() + unit) * a.part_floats(queries);
+  return {at, at + queries, at + 2 * queries};
+}
+
+template <class P>
+void attention_part(const AttentionArgs& a, int kv_head, int part) {
+  const Tile<P> tile(a, kv_head, 0);
+  const int units = tile.end() - tile.first(), width = tile.width();
+  const int begin = tile.first() + units * part / a.parts,
+            end = tile.first() + units * (part + 1) / a.parts;
+  tile.visit(begin, end, [&](int u, int query, int count, const Weighted& unit) {
+    const Weighted to = part_result(a, tile, kv_head, u).from(query, width);
+    for (int m = 0; m < count; ++m) to.max[m] = unit.max[m], to.sum[m] = unit.sum[m];
+    for (int i = 0; i < count * width; i += P::W) P::store(to.out + i, P::load(unit.out + i));
   });
 }
 
 template <class P>
-void attention(const AttentionArgs& a, int kv_head, int tile) {
-  const int D = a.head_dim, G = a.heads / a.kv_heads, width = round_up(D, kPanel);
-  const int row0 = tile * a.tile_rows,
-            rows = row0 + a.tile_rows < a.rows ? a.tile_rows : a.rows - row0;
-  const size_t head_offset = a.layer_offset + kv_head * CacheLayout(D, P::kDtype).head_bytes();
-  const auto* q =
-      static_cast<const typename P::X*>(a.q) + (size_t(kv_head) * a.rows + row0) * G * width;
-  float out[kMaxQueries * kMaxHead];
-  Running run;
-  run.out = out;
-  for (int i = 0; i < rows * G; ++i) run.max[i] = kNothing, run.sum[i] = 0;
-  for (int i = 0; i < rows * G * width; ++i) out[i] = 0;
-
-  int first = INT32_MAX, last = -1;  // blocks that some row of the tile sees
-  for (int r = 0; r < rows; ++r) {
-    const int position = a.positions[row0 + r];
-    const int oldest =
-        a.window > 0 && position >= a.window ? (position - a.window + 1) / kBlock : 0;
-    first = oldest < first ? oldest : first;
-    last = position / kBlock > last ? position / kBlock : last;
-  }
-  Inner<P> inner;
-  Span seen[kMaxQueries];
-  for (int b = first; b <= last; ++b) {
-    for (int i = 0; i < rows * G; ++i) seen[i] = visible(a.positions[row0 + i / G], b, a.window);
-    auto block_of = [&](int r) {
-      return b * kBlock <= a.positions[row0 + r] && seen[r * G].begin < seen[r * G].end
-                 ? a.tables[size_t(a.sequences[row0 + r]) * a.table_stride + b]
-                 : -1;
-    };
-    for (int r = 0; r < rows;) {  // runs of rows that read the same physical block
-      const int32_t block = block_of(r);
-      int end = r + 1;
-      while (end < rows && block_of(end) == block) ++end;
-      if (block >= 0)
-        visit<P>(inner, a, q, a.pool + size_t(block) * a.block_bytes + head_offset, run, r * G,
-                 (end - r) * G, seen);
-      r = end;
-    }
-  }
-  for (int i = 0; i < rows * G; ++i) {
-    auto* to = static_cast<typename P::X*>(a.out) + size_t(row0 + i / G) * a.out_stride +
-               (kv_head * G + i % G) * D;
-    const float scale = 1.f / run.sum[i];
-    for (int d = 0; d < D; ++d) to[d] = P::to_x(out[i * width + d] * scale);
-  }
+void attention_merge(const AttentionArgs& a, int kv_head) {
+  const Tile<P> tile(a, kv_head, 0);
+  float max[kMaxQueries], sum[kMaxQueries], out[kMaxQueries * kMaxHead];
+  const Weighted run{max, sum, out};
+  clear(run, tile.queries(), tile.width());
+  for (int u = tile.first(); u < tile.end(); ++u)
+    merge<P>(run, part_result(a, tile, kv_head, u), tile.queries(), tile.width());
+  tile.write(run);
 }
 
 }  // namespace urial::cpu::URIAL_RUNG

@@ -1,20 +1,12 @@
-// All layers in one call. Every thread runs the whole pass and they share out each step's slices
-// (pool.h).
+// All layers in one call. Every thread runs the whole pass, and they share out each step's columns,
+// or all steps' rows (pool.h).
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 
 #include "model.h"
 
 namespace urial::cpu {
-namespace {
-
-// Slices of panels: several a thread, so that a slow core delays the others little.
-int panel_slice(int panels, int threads) {
-  const int slice = panels / (threads * 4);
-  return slice > 0 ? slice : 1;
-}
-
-}  // namespace
 
 class Model::Pass {
  public:
@@ -24,14 +16,18 @@ class Model::Pass {
     qkv_ = round_up((s_.heads + 2 * s_.kv_heads) * s_.head_dim, kPanel);
     attended_ = round_up(s_.heads * s_.head_dim, kPanel);
     act_ = round_up(s_.feed_forward, kPanel);
-    tile_rows_ = tile_rows(s_.heads / s_.kv_heads);
+    attention_ = attention();
+    attention_.parts = m_.attend_.parts(attention_);
+    m_.attend_.prepare(attention_);
+    by_rows_ = m_.team_.size() > 1 && a_.rows >= kManyRows * m_.team_.size();
   }
 
   Fault run() {
-    m_.team_.run([this](int) {
-      embed();
-      for (int l = 0; l < s_.layers; ++l) layer(l);
-      norm(s_.layers - 1, m_.final_norm_, true);
+    m_.team_.run([this](int thread) {
+      rows(thread, [this](int t) { embed(t); });
+      rows(thread, [this](int t) { norm(0, t); });
+      for (int l = 0; l < s_.layers; ++l) layer(thread, l);
+      if (by_rows_) m_.team_.meet();
     });
     const int64_t fault = fault_.load();
     return fault == kNone ? Fault{0, -1} : Fault{int(fault >> 32) - 1, int(fault & 0xffffffff)};
@@ -39,72 +35,119 @@ class Model::Pass {
 
  private:
   static constexpr int64_t kNone = INT64_MAX;
+  // So few rows that sharing them out, and meeting once more, would take longer than doing them.
+  static constexpr int kFew = 2;
+  // So many rows a thread that it computes faster than the memory brings it all the weights.
+  // Threads then share out rows and not columns: what one writes, no other has to fetch from its
+  // cache, and only attention needs them to meet.
+  static constexpr int kManyRows = 192;
 
-  void embed() {
-    const Packed& from = m_.embedding_.w.data ? m_.embedding_.w : m_.head_.w;
-    m_.team_.share(a_.rows, 8, [&](int begin, int end) {
-      for (int t = begin; t < end; ++t) {
-        unpack_row(from, a_.token_ids[t], residual(t));
-        // A row that was not finite in an earlier call has left NaN here too (0 * NaN).
-        for (int i = s_.hidden; i < hidden_; ++i) residual(t)[i] = 0.f;
-      }
-    });
-  }
-
-  void layer(int l) {
-    const Layer& w = m_.layers_[l];
-    norm(l - 1, w.attention_norm, false);
-    matmul(w.qkv, m_.normed_, hidden_, Epilogue::kStore, m_.qkv_, qkv_);
-    attention(l);
-    matmul(w.output, m_.attended_, attended_, Epilogue::kAdd, m_.residual_, hidden_);
-    norm(l, w.feed_forward_norm, false);
-    matmul(w.gate_up, m_.normed_, hidden_, Epilogue::kSiluMul, m_.act_, act_);
-    matmul(w.down, m_.act_, act_, Epilogue::kAdd, m_.residual_, hidden_);
-  }
-
-  // Norm of every row. `layer` is the one whose output the residual stream now holds: that is where
-  // a fault arose.
-  void norm(int layer, const std::vector<float>& weight, bool last) {
-    m_.team_.share(a_.rows, 4, [&](int begin, int end) {
-      for (int t = begin; t < end; ++t) {
-        void* x = last ? nullptr : m_.normed_.data() + size_t(t) * hidden_ * k_.x_bytes;
-        float* full =
-            last ? residual(t) : nullptr;  // nothing reads the stream after the final norm
-        if (!k_.rmsnorm(residual(t), weight.data(), s_.norm_eps, s_.hidden, x, full))
-          report(layer, t);
-        if (last) std::memcpy(a_.hidden + size_t(t) * s_.hidden, full, s_.hidden * sizeof(float));
-      }
-    });
-  }
-
-  void matmul(const Matrix& w, const Memory& x, int x_stride, Epilogue epilogue, const Memory& out,
-              int out_stride) {
-    const float* bias = w.bias.empty() ? nullptr : w.bias.data();
-    const MatmulArgs args{x.data(), x_stride, a_.rows, w.w, bias, epilogue, out.data(), out_stride};
-    const int panels = w.w.panels();
-    m_.team_.share(panels, panel_slice(panels, m_.team_.size()),
-                   [&](int begin, int end) { k_.matmul(args, begin, end); });
-  }
-
-  void attention(int l) {
+  AttentionArgs attention() const {
     AttentionArgs args{};
     args.q = m_.queries_.data();
     args.out = m_.attended_.data(), args.out_stride = attended_;
     args.pool = m_.pool_.data(), args.block_bytes = m_.block_bytes_;
-    args.layer_offset = m_.block_bytes_ / s_.layers * l;
     args.positions = a_.positions, args.sequences = a_.sequences;
     args.tables = a_.tables, args.table_stride = a_.table_stride;
-    args.rows = a_.rows, args.heads = s_.heads, args.kv_heads = s_.kv_heads,
-    args.head_dim = s_.head_dim;
-    args.window = s_.window, args.tile_rows = tile_rows_;
+    args.rows = a_.rows, args.heads = s_.heads, args.kv_heads = s_.kv_heads;
+    args.head_dim = s_.head_dim, args.window = s_.window;
+    args.tile_rows = tile_rows(s_.heads / s_.kv_heads);
+    return args;
+  }
+
+  void layer(int thread, int l) {
+    const Layer& w = m_.layers_[l];
+    AttentionArgs attention = attention_;
+    attention.layer_offset = m_.block_bytes_ / s_.layers * l;
     const RopeArgs rope{m_.qkv_.as<float>(), qkv_,           m_.queries_.data(),
-                        m_.cos_.data(),      m_.sin_.data(), args};
-    m_.team_.share(a_.rows, 1, [&](int t, int) {
-      if (!k_.rope(rope, t)) report(l, t);
-    });
-    const int tiles = (a_.rows + tile_rows_ - 1) / tile_rows_;
-    m_.team_.share(tiles * s_.kv_heads, 1,
-                   [&](int i, int) { k_.attention(args, i % s_.kv_heads, i / s_.kv_heads); });
+                        m_.cos_.data(),      m_.sin_.data(), attention};
+    const Matrix& after = l + 1 < s_.layers ? m_.layers_[l + 1].qkv : m_.head_;
+    product(thread, product_of(w.qkv, m_.normed_, hidden_, Epilogue::kStore, m_.qkv_, qkv_),
+            w.output, [&](int t) {
+              if (!k_.rope(rope, t)) report(l, t);
+            });
+    if (by_rows_) m_.team_.meet();  // all keys and values are there
+    m_.attend_.run(thread, attention);
+    product(thread,
+            product_of(w.output, m_.attended_, attended_, Epilogue::kAdd, m_.residual_, hidden_),
+            w.gate_up, [&](int t) { norm(2 * l + 1, t); });
+    product(thread, product_of(w.gate_up, m_.normed_, hidden_, Epilogue::kSiluMul, m_.act_, act_),
+            w.down);
+    product(thread, product_of(w.down, m_.act_, act_, Epilogue::kAdd, m_.residual_, hidden_), after,
+            [&](int t) { norm(2 * l + 2, t); });
+  }
+
+  void embed(int t) {
+    unpack_row(m_.embedding_.w.data ? m_.embedding_.w : m_.head_.w, a_.token_ids[t], residual(t));
+    // A row that was not finite in an earlier call has left NaN here too (0 * NaN).
+    for (int i = s_.hidden; i < hidden_; ++i) residual(t)[i] = 0.f;
+  }
+
+  // The i-th norm of row t: two a layer, and the final one, after which nothing reads the residual
+  // stream.
+  void norm(int i, int t) {
+    const int l = i / 2;
+    const bool last = l == s_.layers;
+    const std::vector<float>& weight = last    ? m_.final_norm_
+                                       : i % 2 ? m_.layers_[l].feed_forward_norm
+                                               : m_.layers_[l].attention_norm;
+    void* x = last ? nullptr : m_.normed_.data() + size_t(t) * hidden_ * k_.x_bytes;
+    float* full = last ? residual(t) : nullptr;
+    // What the stream holds before a layer's first norm is the layer before's.
+    if (!k_.rmsnorm(residual(t), weight.data(), s_.norm_eps, s_.hidden, x, full))
+      report(i % 2 ? l : l - 1, t);
+    if (last) std::memcpy(a_.hidden + size_t(t) * s_.hidden, full, s_.hidden * sizeof(float));
+  }
+
+  MatmulArgs product_of(const Matrix& w, const Memory& x, int x_stride, Epilogue epilogue,
+                        const Memory& out, int out_stride) const {
+    const float* bias = w.bias.empty() ? nullptr : w.bias.data();
+    return {x.data(), x_stride, a_.rows, w.w, bias, epilogue, out.data(), out_stride};
+  }
+
+  // `after` is the matrix that is read next.
+  void product(int thread, MatmulArgs args, const Matrix& after) {
+    if (by_rows_) return own_rows(thread, args);
+    look_ahead(thread, args, after);
+    m_.team_.share(thread, args.w.panels(),
+                   [&](int begin, int end) { k_.matmul(args, begin, end); });
+  }
+  // The same, then what follows it in each row.
+  template <class Row>
+  void product(int thread, MatmulArgs args, const Matrix& after, Row&& row) {
+    if (by_rows_) {
+      own_rows(thread, args);
+      const Team::Range own = m_.team_.range_of(thread, a_.rows);
+      for (int t = own.begin; t < own.end; ++t) row(t);
+      return;
+    }
+    const bool few = a_.rows <= kFew;
+    look_ahead(thread, args, after);
+    m_.team_.share(
+        thread, args.w.panels(), [&](int begin, int end) { k_.matmul(args, begin, end); },
+        [&] {
+          for (int t = 0; few && t < a_.rows; ++t) row(t);
+        });
+    if (!few) rows(thread, row);
+  }
+  // At the end of its own panels the thread asks for the first of those that it reads next.
+  void look_ahead(int thread, MatmulArgs& args, const Matrix& after) const {
+    args.last = m_.team_.range_of(thread, args.w.panels()).end - 1;
+    args.then = after.w.panel(m_.team_.range_of(thread, after.w.panels()).begin);
+  }
+  // A thread's own rows of a product: only it has made them, and only it reads what comes of them.
+  void own_rows(int thread, MatmulArgs args) {
+    const Team::Range own = m_.team_.range_of(thread, a_.rows);
+    const size_t item = args.epilogue == Epilogue::kSiluMul ? k_.x_bytes : sizeof(float);
+    args.x = static_cast<const char*>(args.x) + size_t(own.begin) * args.x_stride * k_.x_bytes;
+    args.out = static_cast<char*>(args.out) + size_t(own.begin) * args.out_stride * item;
+    args.m = own.end - own.begin;
+    k_.matmul(args, 0, args.w.panels());
+  }
+
+  template <class Row>
+  void rows(int thread, Row&& row) {
+    m_.team_.each(thread, a_.rows, row);
   }
 
   float* residual(int t) { return m_.residual_.as<float>() + size_t(t) * hidden_; }
@@ -122,12 +165,14 @@ class Model::Pass {
   const Kernels& k_;
   const ForwardArgs& a_;
   int hidden_, qkv_, attended_, act_;  // row strides, in elements
-  int tile_rows_;
+  AttentionArgs attention_;            // of a layer, but for its offset
+  bool by_rows_;
   std::atomic<int64_t> fault_{kNone};
 };
 
 Fault Model::forward(const ForwardArgs& args) {
   reserve(args.rows);
+  rotate(1 + *std::max_element(args.positions, args.positions + args.rows));
   return Pass(*this, args).run();
 }
 

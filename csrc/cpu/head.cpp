@@ -1,5 +1,6 @@
 #include "head.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -9,6 +10,12 @@ namespace urial::cpu {
 namespace {
 
 constexpr int kRows = 256;  // rows that share one reading of the head's weights
+
+// The first that is not finite, or -1.
+int first_bad(const std::vector<char>& finite) {
+  const auto bad = std::find(finite.begin(), finite.end(), 0);
+  return bad == finite.end() ? -1 : int(bad - finite.begin());
+}
 
 int tiles_of(const Packed& w) { return (w.n + kTile - 1) / kTile; }
 
@@ -37,6 +44,7 @@ class Side {
   Side(Model& model, const ScoreArgs& args, int threads)
       : model_(model), args_(args), threads_(threads), tiles_(tiles_of(model.head())) {
     const int rows = args.rows < kRows ? args.rows : kRows;
+    // Its own, and not the model's: the two sides of a comparison may be one model.
     x_ = Memory(size_t(rows) * model.head_stride() * model.kernels().x_bytes);
     z_ = Memory(size_t(threads) * rows * kTile * sizeof(float));
     stats_.resize(size_t(rows) * tiles_);
@@ -132,16 +140,16 @@ int run(Team& team, Side** sides, int count, int rows) {
     std::vector<char> finite(block, 1);
     for (int i = 0; i < count; ++i) sides[i]->start(first, block);
     team.run([&](int thread) {
-      team.share(block, 8, [&](int begin, int end) {
+      team.share(thread, block, [&](int begin, int end) {
         for (int i = 0; i < count; ++i)
           for (int m = begin; m < end; ++m) sides[i]->convert(m), sides[i]->target(m);
       });
-      team.share(sides[0]->tiles(), 1, [&](int tile, int) {
+      team.each(thread, sides[0]->tiles(), [&](int tile) {
         for (int i = 0; i < count; ++i) sides[i]->multiply(thread, tile);
         for (int i = 0; i < count; ++i)
           sides[i]->reduce(thread, tile, count == 2 ? sides[1 - i] : nullptr);
       });
-      team.share(block, 8, [&](int begin, int end) {
+      team.share(thread, block, [&](int begin, int end) {
         for (int m = begin; m < end; ++m) {
           RowStats merged[2];
           for (int i = 0; i < count; ++i)
@@ -179,18 +187,56 @@ RowStats merge_tiles(const TileStats* tiles, int count) {
   return row;
 }
 
-void Model::activations(const float* hidden, int rows, void* x) {
-  team_.share(rows, 8, [&](int begin, int end) {
+void Model::activations(int thread, const float* hidden, int rows, void* x) {
+  team_.share(thread, rows, [&](int begin, int end) {
     for (int m = begin; m < end; ++m)
       k_.convert(hidden + size_t(m) * shape_.hidden, shape_.hidden,
                  static_cast<char*>(x) + size_t(m) * head_stride() * k_.x_bytes);
   });
 }
 
-void logits(Model& model, const void* x, int rows, float* out, ptrdiff_t out_stride) {
-  model.team().share(tiles_of(model.head()), 1, [&](int tile, int) {
+void logits(Model& model, int thread, const void* x, int rows, float* out, ptrdiff_t out_stride) {
+  model.team().each(thread, tiles_of(model.head()), [&](int tile) {
     tile_logits(model, x, rows, tile, out + tile * kTile, out_stride);
   });
+}
+
+int greedy(Model& model, const float* hidden, int rows, int32_t* token_ids, float* logprob) {
+  const int block = rows < kRows ? rows : kRows, tiles = tiles_of(model.head());
+  const Kernels& k = model.kernels();
+  Team& team = model.team();
+  char* x = model.activation_memory(block);
+  float* z = model.logit_memory(size_t(team.size()) * block * kTile);
+  std::vector<TileStats> stats(size_t(block) * tiles);
+  std::vector<int32_t> largest(stats.size());  // the first of a tile
+  std::vector<char> finite(rows, 1);
+  for (int first = 0; first < rows; first += kRows) {
+    const int count = rows - first < kRows ? rows - first : kRows;
+    team.run([&](int thread) {
+      float* mine = z + size_t(thread) * block * kTile;
+      model.activations(thread, hidden + size_t(first) * model.shape().hidden, count, x);
+      team.each(thread, tiles, [&](int tile) {
+        const int columns = tile_of(model.head(), tile).panels() * kPanel;
+        tile_logits(model, x, count, tile, mine, kTile);
+        for (int m = 0; m < count; ++m) {
+          const float* row = mine + m * kTile;
+          const int at = k.argmax(row, columns);
+          stats[size_t(m) * tiles + tile] = k.stats(row, nullptr, columns, row[at]);
+          largest[size_t(m) * tiles + tile] = tile * kTile + at;
+        }
+      });
+      team.each(thread, count, [&](int m) {
+        const TileStats* of = &stats[size_t(m) * tiles];
+        int best = 0;
+        for (int t = 1; t < tiles; ++t) best = of[t].max > of[best].max ? t : best;
+        const RowStats row = merge_tiles(of, tiles);
+        token_ids[first + m] = largest[size_t(m) * tiles + best];
+        logprob[first + m] = row.logprob(of[best].max);
+        finite[first + m] = row.finite;
+      });
+    });
+  }
+  return first_bad(finite);
 }
 
 int score(Model& model, const ScoreArgs& args) {

@@ -21,9 +21,12 @@ int score(Model& model, const ScoreArgs& args);
 // Two heads over the same tiles, each with the other's hidden states beside it; fills both.
 int compare(Model& base, const ScoreArgs& of_base, Model& aligned, const ScoreArgs& of_aligned);
 
+// Without any parameter: of each row the first of the largest logits and its log-probability.
+int greedy(Model& model, const float* hidden, int rows, int32_t* token_ids, float* logprob);
+
 // Logits of M rows, [M][out_stride], out_stride >= V rounded up to whole panels; columns past V
 // read as kPadLogit. Inside team().run().
-void logits(Model& model, const void* x, int rows, float* out, ptrdiff_t out_stride);
+void logits(Model& model, int thread, const void* x, int rows, float* out, ptrdiff_t out_stride);
 
 // All the tiles of one row, merged in order.
 struct RowStats {

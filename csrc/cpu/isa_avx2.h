@@ -12,6 +12,7 @@ struct Isa {
   static constexpr int NV = 2;
   static constexpr int MR = 6;
   static constexpr int kWideRows = 2;
+  static constexpr float kLeastBits = -127.f;
 
   static F zero() { return _mm256_setzero_ps(); }
   static F set1(float v) { return _mm256_set1_ps(v); }
@@ -55,6 +56,9 @@ struct Isa {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+  static void prefetch_far(const void* p) {
+    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+  }
 };
 
 }  // namespace urial::cpu::URIAL_RUNG

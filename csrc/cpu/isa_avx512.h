@@ -12,6 +12,7 @@ struct Isa {
   static constexpr int NV = 2;   // registers of columns in a micro tile
   static constexpr int MR = 12;  // rows in a micro tile: MR * NV accumulators, and room for weights
   static constexpr int kWideRows = 0;  // NV registers already are a whole panel
+  static constexpr float kLeastBits = -200.f;
 
   static F zero() { return _mm512_setzero_ps(); }
   static F set1(float v) { return _mm512_set1_ps(v); }
@@ -44,6 +45,9 @@ struct Isa {
         _mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(int(0xffff0000))));
   }
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+  static void prefetch_far(const void* p) {
+    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+  }
 };
 
 }  // namespace urial::cpu::URIAL_RUNG

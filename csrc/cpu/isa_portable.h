@@ -15,6 +15,7 @@ struct Isa {
   static constexpr int NV = 2;
   static constexpr int MR = 4;
   static constexpr int kWideRows = 1;
+  static constexpr float kLeastBits = -127.f;
 
   static F set1(float v) { return F{v, v, v, v}; }
   static F zero() { return set1(0.f); }
@@ -54,6 +55,7 @@ struct Isa {
              bf16_to_f32(p[6 + which])};
   }
   static void prefetch(const void* p) { __builtin_prefetch(p); }
+  static void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 };
 
 }  // namespace urial::cpu::URIAL_RUNG

@@ -115,26 +115,30 @@ Loop loop_of(const std::string& isa, Dtype dtype) {
 }
 
 typedef uint64_t Line __attribute__((vector_size(64)));
-constexpr int kLines = 4;  // read in one turn
+// A thread reads at several places in turn: the processor fetches ahead by itself within a page
+// only, so one place alone waits at the start of each page. Measured on a Xeon with AMX: 31 GB/s at
+// one place, 40 at 8; more places, or another distance, change little.
+constexpr int kStreams = 8;
+constexpr int kAhead = 16;  // lines
 
-// Far enough ahead that a line is there when its turn comes.
-URIAL_INLINE void read_lines(const Line* from, const Line* end) {
-  constexpr int kAhead = 64;
-  Line sums[kLines] = {};
-  for (; from + kLines <= end; from += kLines)
-    for (int i = 0; i < kLines; ++i) {
-      __builtin_prefetch(from + kAhead + i);
-      sums[i] |= from[i];
+// kStreams * `lines` of them.
+URIAL_INLINE void read_lines(const Line* from, size_t lines) {
+  Line sums[kStreams] = {};
+  for (size_t i = 0; i < lines; ++i)
+    for (int s = 0; s < kStreams; ++s) {
+      __builtin_prefetch(from + s * lines + i + kAhead);
+      sums[s] |= from[s * lines + i];
     }
-  const Line out = sums[0] | sums[1] | sums[2] | sums[3];
+  Line out = sums[0];
+  for (const Line& sum : sums) out |= sum;
   keep(out);
 }
 
-void read_portable(const Line* from, const Line* end) { read_lines(from, end); }
+void read_portable(const Line* from, size_t lines) { read_lines(from, lines); }
 
 #ifdef URIAL_HAVE_AVX512
-__attribute__((target("avx512f"))) void read_avx512(const Line* from, const Line* end) {
-  read_lines(from, end);
+__attribute__((target("avx512f"))) void read_avx512(const Line* from, size_t lines) {
+  read_lines(from, lines);
 }
 #endif
 
@@ -166,12 +170,11 @@ double read_bandwidth(int threads, double seconds, size_t bytes) {
 #ifdef URIAL_HAVE_AVX512
   if (find_kernels("avx512", Dtype::kF32)) read = read_avx512;
 #endif
-  const size_t part = bytes / sizeof(Line) / threads;
+  const size_t lines = bytes / sizeof(Line) / threads / kStreams;
   const double taken = best(threads, seconds, [&](int thread) {
-    const Line* from = memory.as<Line>() + thread * part;
-    read(from, from + part);
+    read(memory.as<Line>() + thread * lines * kStreams, lines);
   });
-  return double(part / kLines * kLines) * sizeof(Line) * threads / taken;
+  return double(lines * kStreams * threads) * sizeof(Line) / taken;
 }
 
 double arithmetic_peak(const std::string& isa, Dtype dtype, int threads, double seconds) {

@@ -40,6 +40,12 @@ class Memory {
     return *this;
   }
 
+  // Keeps what it has where that is enough; else everything in it is lost.
+  char* at_least(size_t bytes) {
+    if (bytes_ < bytes) *this = Memory(bytes);
+    return data_;
+  }
+
   char* data() const { return data_; }
   size_t bytes() const { return bytes_; }
   template <class T>

@@ -1,5 +1,6 @@
 #include "model.h"
 
+#include <cmath>
 #include <stdexcept>
 
 namespace urial::cpu {
@@ -21,21 +22,20 @@ const Kernels& kernels_or_throw(const std::string& isa, Dtype dtype) {
   return *k;
 }
 
-Model::Model(const Shape& shape, Dtype dtype, const std::string& isa, int threads, const float* cos,
-             const float* sin)
+Model::Model(const Shape& shape, Dtype dtype, const std::string& isa, int threads,
+             const float* frequencies)
     : shape_(shape),
       dtype_(dtype),
       k_(kernels_or_throw(isa, dtype)),
       team_(threads),
-      layers_(shape.layers) {
+      frequencies_(frequencies, frequencies + shape.head_dim / 2),
+      layers_(shape.layers),
+      attend_(k_, team_) {
   const Shape& s = shape_;
   if (s.head_dim > kMaxHead || s.head_dim % 2)
     throw std::invalid_argument("head size must be even and at most 256");
   if (s.kv_heads < 1 || s.heads % s.kv_heads || s.heads / s.kv_heads > kMaxQueries)
     throw std::invalid_argument("query heads must be a multiple of key heads, at most 128 times");
-  const size_t table = size_t(s.positions) * s.head_dim / 2;
-  cos_.assign(cos, cos + table);
-  sin_.assign(sin, sin + table);
   for (Layer& layer : layers_) {
     make(layer.qkv, (s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden);
     make(layer.output, s.hidden, s.heads * s.head_dim);
@@ -43,20 +43,31 @@ Model::Model(const Shape& shape, Dtype dtype, const std::string& isa, int thread
     make(layer.down, s.hidden, s.feed_forward);
   }
   make(head_, s.vocab, s.hidden);
+  if (!s.tied) make(embedding_, s.vocab, s.hidden);
+  weights_ = Memory(weight_bytes_);
+  char* at = weights_.data();
+  const auto settle = [&at](Matrix& m) {
+    m.w.data = at;
+    at += m.w.bytes();
+  };
+  for (Layer& layer : layers_) {
+    settle(layer.qkv), settle(layer.output), settle(layer.gate_up), settle(layer.down);
+  }
+  settle(head_);
+  if (!s.tied) settle(embedding_);
   block_bytes_ = size_t(s.layers) * s.kv_heads * CacheLayout(s.head_dim, dtype).head_bytes();
 }
 
 void Model::make(Matrix& m, int n, int k) {
   m.w = Packed{nullptr, n, k, dtype_};
-  m.memory = Memory(m.w.bytes());
-  m.w.data = m.memory.data();
   weight_bytes_ += m.w.bytes();
 }
 
 Model::Place Model::place(Part part, int layer) {
   const int q = shape_.heads * shape_.head_dim, kv = shape_.kv_heads * shape_.head_dim;
   constexpr int kHalf = kPanel / 2;
-  if (part == Part::kHead) return {&head_, shape_.vocab, {}};
+  if (part == Part::kHead || (part == Part::kEmbedding && shape_.tied))
+    return {&head_, shape_.vocab, {}};
   if (part == Part::kEmbedding) return {&embedding_, shape_.vocab, {}};
   Layer& l = layers_.at(layer);
   switch (part) {
@@ -77,17 +88,12 @@ Model::Place Model::place(Part part, int layer) {
   }
 }
 
-void Model::load_matrix(Part part, int layer, const void* source, Source type, int rows,
+void Model::load_matrix(Part part, int layer, int first, const void* source, Source type, int rows,
                         int columns) {
-  if (part == Part::kEmbedding) make(embedding_, shape_.vocab, shape_.hidden);
   const Place to = place(part, layer);
-  if (columns != to.matrix->w.k || rows != to.rows)
+  if (columns != to.matrix->w.k || first < 0 || first > to.rows || rows > to.rows - first)
     throw std::invalid_argument("a weight has another shape than the configuration");
-  team_.run([&](int) {
-    team_.share(rows, kPanel, [&](int begin, int end) {
-      pack_rows(source, type, begin, end, to.matrix->w, to.columns);
-    });
-  });
+  pack_rows(source, type, first, rows, to.matrix->w, to.columns);
 }
 
 void Model::load_bias(Part part, int layer, const float* bias, int n) {
@@ -112,6 +118,19 @@ void Model::allocate(size_t blocks) {
   pool_ = Memory();  // the old pool goes first: both may not fit
   pool_ = Memory(blocks * block_bytes_);
   blocks_ = blocks;
+}
+
+// The rotary tables grow with the positions that are used: all of a long context could take more
+// memory than the weights of a small model. The angle is a float product, as in transformers; its
+// cosine and sine are rounded once.
+void Model::rotate(int positions) {
+  for (size_t p = cos_.size() / frequencies_.size(); p < size_t(positions); ++p) {
+    for (const float frequency : frequencies_) {
+      const double angle = float(p) * frequency;
+      cos_.push_back(float(std::cos(angle)));
+      sin_.push_back(float(std::sin(angle)));
+    }
+  }
 }
 
 void Model::reserve(int rows) {

@@ -29,13 +29,14 @@ static inline uint16_t f32_to_bf16(float f) {
   return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+// Every case is computed, and masks choose one: a compiler makes vectors of that.
 static inline float f16_to_f32(uint16_t h) {
-  const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 1023;
-  if (exponent == 31) return from_bits(sign | 0x7f800000 | fraction << 13);
-  if (exponent == 0)
-    return (sign ? -1.f : 1.f) * float(fraction) *
-           from_bits(0x33800000);  // subnormal: fraction * 2^-24
-  return from_bits(sign | (exponent + 112) << 23 | fraction << 13);
+  const uint32_t bits = uint32_t(h & 0x7fff) << 13, exponent = bits & 0x0f800000;
+  // A subnormal is its fraction times 2^-24: the fraction of 2^-14, which is then taken away.
+  const uint32_t subnormal = to_bits(from_bits(bits + (113u << 23)) - from_bits(113u << 23));
+  const uint32_t small = 0u - (exponent == 0), special = 0u - (exponent == 0x0f800000);
+  const uint32_t finite = (subnormal & small) | ((bits + (112u << 23)) & ~small);
+  return from_bits(finite | (special & 0x7f800000) | uint32_t(h & 0x8000) << 16);
 }
 
 }  // namespace urial::cpu

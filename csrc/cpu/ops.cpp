@@ -54,15 +54,15 @@ void Linear::run(const float* x, int rows, bool add, float* out) {
   const Epilogue epilogue = gated_ ? Epilogue::kSiluMul : add ? Epilogue::kAdd : Epilogue::kStore;
   const MatmulArgs args{x_.data(), in, rows, w_, bias, epilogue, y_.data(), width};
   const size_t row_bytes = outputs_ * sizeof(float);
-  team_.run([&](int) {
-    team_.share(rows, 8, [&](int begin, int end) {
+  team_.run([&](int thread) {
+    team_.share(thread, rows, [&](int begin, int end) {
       for (int m = begin; m < end; ++m) {
         k_.convert(x + size_t(m) * w_.k, w_.k, x_.data() + size_t(m) * in * k_.x_bytes);
         if (add) std::memcpy(y(m), out + size_t(m) * outputs_, row_bytes);
       }
     });
-    team_.share(w_.panels(), 1, [&](int begin, int end) { k_.matmul(args, begin, end); });
-    team_.share(rows, 8, [&](int begin, int end) {
+    team_.share(thread, w_.panels(), [&](int begin, int end) { k_.matmul(args, begin, end); });
+    team_.share(thread, rows, [&](int begin, int end) {
       for (int m = begin; m < end; ++m) {
         float* to = out + size_t(m) * outputs_;
         if (gated_) {
@@ -77,7 +77,7 @@ void Linear::run(const float* x, int rows, bool add, float* out) {
 
 Cache::Cache(const Kernels& kernels, int threads, int heads, int kv_heads, int head_dim, int window,
              int blocks)
-    : k_(kernels), team_(threads) {
+    : k_(kernels), team_(threads), attend_(k_, team_) {
   shape_.heads = heads, shape_.kv_heads = kv_heads, shape_.head_dim = head_dim;
   shape_.window = window, shape_.out_stride = round_up(heads * head_dim, kPanel);
   shape_.block_bytes = kv_heads * CacheLayout(head_dim, kernels.dtype).head_bytes();
@@ -104,8 +104,8 @@ int Cache::rope(const Rows& rows, const float* qkv, const float* cos, const floa
   q_ = Memory(size_t(rows.count) * H * round_up(D, kPanel) * k_.x_bytes);
   const RopeArgs turn{qkv, (H + 2 * kv_heads()) * D, q_.data(), cos, sin, args(rows)};
   std::atomic<int> bad{rows.count};
-  team_.run([&](int) {
-    team_.share(rows.count, 1, [&](int t, int) {
+  team_.run([&](int thread) {
+    team_.each(thread, rows.count, [&](int t) {
       if (!k_.rope(turn, t))
         for (int known = bad; t < known && !bad.compare_exchange_weak(known, t);) {
         }
@@ -116,21 +116,21 @@ int Cache::rope(const Rows& rows, const float* qkv, const float* cos, const floa
   return bad < rows.count ? int(bad) : -1;
 }
 
-void Cache::attend(const Rows& rows, const float* q, int tile_queries, float* out) {
+void Cache::attend(const Rows& rows, const float* q, int tile_queries, int parts, float* out) {
   const int D = head_dim(), H = heads(), group = H / kv_heads();
   q_ = Memory(size_t(rows.count) * H * round_up(D, kPanel) * k_.x_bytes);
   out_ = Memory(size_t(rows.count) * shape_.out_stride * k_.x_bytes);
   AttentionArgs a = args(rows);
   a.tile_rows = tile_rows(group, tile_queries);
-  const int tiles = (rows.count + a.tile_rows - 1) / a.tile_rows;
-  team_.run([&](int) {
-    team_.share(rows.count, 1, [&](int t, int) {
+  a.parts = parts > 0 ? parts : attend_.parts(a);
+  attend_.prepare(a);
+  team_.run([&](int thread) {
+    team_.each(thread, rows.count, [&](int t) {
       for (int h = 0; h < H; ++h)
         k_.convert(q + (size_t(t) * H + h) * D, D, query(t, h, rows.count));
     });
-    team_.share(tiles * kv_heads(), 1,
-                [&](int i, int) { k_.attention(a, i % kv_heads(), i / kv_heads()); });
-    team_.share(rows.count, 1, [&](int t, int) {
+    attend_.run(thread, a);
+    team_.each(thread, rows.count, [&](int t) {
       const char* from = out_.data() + size_t(t) * shape_.out_stride * k_.x_bytes;
       widen(k_, from, H * D, out + size_t(t) * H * D);
     });
@@ -154,9 +154,10 @@ int rmsnorm(const Kernels& kernels, const float* x, const float* weight, float e
 std::unique_ptr<Model> head_alone(const std::string& isa, Dtype dtype, int threads,
                                   const void* weight, Source type, int vocab, int hidden) {
   // One head of size 2 and no position: a model must have heads, and nothing attends.
-  const Shape shape{vocab, hidden, 1, 0, 1, 1, 2, 0, 0, 0.f};
-  auto model = std::make_unique<Model>(shape, dtype, isa, threads, nullptr, nullptr);
-  model->load_matrix(Part::kHead, 0, weight, type, vocab, hidden);
+  const Shape shape{vocab, hidden, 1, 0, 1, 1, 2, 0, 0, 0.f, true};
+  const float frequency = 0.f;
+  auto model = std::make_unique<Model>(shape, dtype, isa, threads, &frequency);
+  model->load_matrix(Part::kHead, 0, 0, weight, type, vocab, hidden);
   return model;
 }
 

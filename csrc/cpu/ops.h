@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "attend.h"
 #include "memory.h"
 #include "model.h"
 #include "pack.h"
@@ -59,8 +60,9 @@ class Cache {
   // qkv [T][(H + 2 K) D], cos and sin [positions][D / 2]: keys and values go to their slots, the
   // turned queries to q [T][H][D]. The first row that is not finite, or -1.
   int rope(const Rows& rows, const float* qkv, const float* cos, const float* sin, float* q);
-  // q [T][H][D] -> out [T][H][D], in tiles of about this many queries.
-  void attend(const Rows& rows, const float* q, int tile_queries, float* out);
+  // q [T][H][D] -> out [T][H][D], in tiles of about this many queries. parts: as in AttentionArgs;
+  // 0 for as many as a forward pass would take.
+  void attend(const Rows& rows, const float* q, int tile_queries, int parts, float* out);
 
  private:
   AttentionArgs args(const Rows& rows) const;
@@ -69,6 +71,7 @@ class Cache {
 
   const Kernels& k_;
   Team team_;
+  Attend attend_;
   AttentionArgs shape_{};
   Memory pool_, q_, out_;
 };

@@ -14,8 +14,9 @@ struct Columns {
   int of(int row) const { return offset + row / run * stride + row % run; }
 };
 
-// Copies rows [begin, end) of source [rows, k] into the packed matrix, converting its elements.
-void pack_rows(const void* source, Source type, int begin, int end, const Packed& to,
+// Copies source [count, k] into the packed matrix as its rows from `first` on, converting its
+// elements. Threads may pack different rows of one matrix.
+void pack_rows(const void* source, Source type, int first, int count, const Packed& to,
                Columns columns);
 
 // Row n of the matrix, as fp32 [k].

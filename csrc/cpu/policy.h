@@ -6,9 +6,10 @@
 // What an Isa must offer (isa_*.h): F, a vector of W floats; a micro tile of MR rows by NV vectors
 // of columns, whose sums fit in registers, and kWideRows, up to how many rows a whole panel of
 // columns does; zero, set1, load and store at any address; add, sub, mul, div, fma (a * b + c),
-// round (to nearest, ties to even), scale2 (a * 2^n, n an integer); max and min, which give their
-// second operand where one is NaN; sum and largest over lanes, halves against halves; count_greater
-// and count_equal, in how many lanes; first and second, of each of W pairs of bf16; prefetch.
+// round (to nearest, ties to even), scale2 (a * 2^n, n an integer; 0 for n = kLeastBits); max and
+// min, which give their second operand where one is NaN; sum and largest over lanes, halves against
+// halves; count_greater and count_equal, in how many lanes; first and second, of each of W pairs of
+// bf16; prefetch, into the first cache, and prefetch_far, into the second.
 #pragma once
 #include "numbers.h"
 #include "types.h"
@@ -79,6 +80,25 @@ inline Isa::F exp(Isa::F x) {
   I::F p = I::set1(1.f / 5040);
   for (const float c : kTaylor) p = I::fma(p, r, I::set1(c));
   return I::scale2(p, n);
+}
+
+// 2^x for x <= 0, to within 2.1 units in the last place; exactly 1 for 0, exactly 0 from
+// kLeastBits down (-127, or a little less), and a NaN for a NaN. The polynomial is the one of its
+// degree, with the value 1 at 0, whose relative error on [-1/2, 1/2] is the least: 9.2e-8.
+inline Isa::F exp2(Isa::F x) {
+  using I = Isa;
+  x = I::max(I::set1(I::kLeastBits), x);
+  const I::F n = I::round(x), r = I::sub(x, n);
+  constexpr float kBest[] = {9.67151264e-3f, 5.55073374e-2f, 2.40222421e-1f, 6.93146978e-1f, 1.f};
+  I::F p = I::set1(1.32647272e-3f);
+  for (const float c : kBest) p = I::fma(p, r, I::set1(c));
+  return I::scale2(p, n);
+}
+
+// x / (1 + e^-x)
+inline Isa::F silu(Isa::F x) {
+  using I = Isa;
+  return I::div(x, I::add(I::set1(1.f), exp(I::sub(I::zero(), x))));
 }
 
 }  // namespace urial::cpu::URIAL_RUNG

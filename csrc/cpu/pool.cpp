@@ -30,7 +30,7 @@ constexpr int kIdlePolls = 20000;
 
 }  // namespace
 
-Team::Team(int threads) : size_(threads) {
+Team::Team(int threads) : size_(threads), next_(threads) {
   try {
     for (int t = 1; t < size_; ++t) threads_.emplace_back([this, t] { work(t); });
   } catch (...) {  // the system has no more threads: those that there are must end first
@@ -79,14 +79,7 @@ void Team::work(int thread) {
   }
 }
 
-void Team::meet() {
-  const unsigned generation = generation_.load(std::memory_order_acquire);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-    arrived_.store(0, std::memory_order_relaxed);
-    next_.store(0, std::memory_order_relaxed);
-    generation_.store(generation + 1, std::memory_order_release);
-    return;
-  }
+void Team::wait(unsigned generation) {
   Spin spin;
   while (generation_.load(std::memory_order_acquire) == generation) spin.once();
 }

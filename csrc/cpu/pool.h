@@ -3,6 +3,7 @@
 #pragma once
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -22,27 +23,72 @@ class Team {
   // Every thread runs body(thread); returns when all have. One caller at a time.
   void run(const std::function<void(int)>& body);
 
-  // Inside run(): the threads share out 0..count-1 in slices, each index once, and meet afterwards.
-  // Which thread takes which slice is left to chance: no result may depend on it.
+  // Inside run(): the threads share out 0..count-1, each index once, as f(begin, end), and meet
+  // afterwards. Each thread has a range of its own, the same in every call of this count, so that
+  // what it made in one call is near it in the next; whoever is done helps the others. Slices get
+  // smaller towards the end of a range, so that all arrive together even where one core is slow.
+  // Who takes a slice is left to chance: no result may depend on it.
   template <class Slice>
-  void share(int count, int slice, Slice&& f) {
-    for (;;) {
-      const int begin = next_.fetch_add(slice, std::memory_order_relaxed);
-      if (begin >= count) break;
-      f(begin, begin + slice < count ? begin + slice : count);
+  void share(int thread, int count, Slice&& f) {
+    share(thread, count, f, [] {});
+  }
+  // One index at a time: f(i).
+  template <class Index>
+  void each(int thread, int count, Index&& f) {
+    share(thread, count, [&](int begin, int end) {
+      for (int i = begin; i < end; ++i) f(i);
+    });
+  }
+  // As share(); the last thread to arrive then runs `after`, before anybody goes on.
+  template <class Slice, class After>
+  void share(int thread, int count, Slice&& f, After&& after) {
+    for (int i = 0; i < size_; ++i) {
+      const Range range = range_of((thread + i) % size_, count);
+      std::atomic<int>& next = next_[(thread + i) % size_].value;
+      const int n = range.end - range.begin;
+      for (int begin = next.load(std::memory_order_relaxed); begin < n;) {
+        const int end = begin + (n - begin + 1) / 2;
+        if (!next.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
+        f(range.begin + begin, range.begin + end);
+        begin = next.load(std::memory_order_relaxed);
+      }
     }
-    meet();
+    meet(after);
+  }
+  struct Range {
+    int begin, end;
+  };
+  // A thread's own part of 0..count-1.
+  Range range_of(int thread, int count) const {
+    return {int(int64_t(count) * thread / size_), int(int64_t(count) * (thread + 1) / size_)};
+  }
+  // Nobody goes on before everybody is here.
+  void meet() {
+    meet([] {});
   }
 
-  // Inside run(): nobody goes on before everybody is here.
-  void meet();
-
  private:
+  // Nobody goes on before everybody is here and the last of them has run `after`.
+  template <class After>
+  void meet(After&& after) {
+    const unsigned generation = generation_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < size_) return wait(generation);
+    after();
+    arrived_.store(0, std::memory_order_relaxed);
+    for (int t = 0; t < size_; ++t) next_[t].value.store(0, std::memory_order_relaxed);
+    generation_.store(generation + 1, std::memory_order_release);
+  }
+  void wait(unsigned generation);
   void work(int thread);
   void stop();
 
   const int size_;
-  std::atomic<int> next_{0};  // of share(); the last to arrive at meet() resets it
+  // How much of its range is taken; the last to arrive at meet() resets it. In a cache line of its
+  // own.
+  struct alignas(64) Next {
+    std::atomic<int> value{0};
+  };
+  std::vector<Next> next_;
   std::atomic<int> arrived_{0};
   std::atomic<unsigned> generation_{0};
 

@@ -62,6 +62,39 @@ inline bool can_be_stored(const float* v, int n) {
   return rest == 0.f;
 }
 
+// A token's place in a block: its keys are a column of a packed matrix with 64 columns and k = D,
+// its values one k of a packed matrix with D columns.
+template <class P>
+struct Slot {
+  using Wt = typename P::Wt;
+  Wt *keys, *values;
+  int width, slot;
+
+  Slot(char* head, const CacheLayout& layout, int padded_head, int at)
+      : width(padded_head), slot(at) {
+    keys = reinterpret_cast<Wt*>(head) + (size_t(at / kPanel) * width * kPanel) +
+           at % kPanel * P::kStep;
+    values = reinterpret_cast<Wt*>(head + layout.key_bytes) + at / P::kStep * kPanel * P::kStep +
+             at % P::kStep;
+  }
+  // Fetches all lines that write() will touch: they come one after the other else.
+  void prefetch() const {
+    for (int d = 0; d < width; d += P::kStep) P::prefetch(keys + size_t(d) * kPanel);
+    for (int d = 0; d < width; d += kPanel)
+      for (int line = 0; line < int(kPanel * P::kStep * sizeof(Wt)); line += 64)
+        P::prefetch(reinterpret_cast<char*>(values + size_t(d) * kBlock) + line);
+  }
+  // key and value [padded D].
+  void write(const float* key, const float* value) const {
+    Wt k[kMaxHead], v[kMaxHead];
+    for (int d = 0; d < width; ++d) k[d] = P::to_wt(key[d]), v[d] = P::to_wt(value[d]);
+    for (int d = 0; d < width; d += P::kStep)
+      __builtin_memcpy(keys + size_t(d) * kPanel, k + d, P::kStep * sizeof(Wt));
+    for (int panel = 0; panel < width; panel += kPanel)
+      for (int d = 0; d < kPanel; ++d) values[size_t(panel) * kBlock + d * P::kStep] = v[panel + d];
+  }
+};
+
 // Rotates the queries and keys of row t; queries go to the query matrix, keys and values to their
 // slot of the cache. False when they are not finite, or so large that they might not be once
 // stored: then the slot gets zeros, for a NaN would reach rows that must not even see it (0 * NaN).
@@ -72,34 +105,25 @@ bool rope(const RopeArgs& a, int t) {
   const float *cos = a.cos + size_t(position) * half, *sin = a.sin + size_t(position) * half;
   const float* in = a.qkv + t * a.stride;
   const int width = round_up(D, kPanel);
-  float turned[kMaxHead] = {};
+  const CacheLayout layout(D, P::kDtype);
+  const int32_t block = c.tables[size_t(c.sequences[t]) * c.table_stride + position / kBlock];
+  char* base = c.pool + size_t(block) * c.block_bytes + c.layer_offset;
+  const auto slot = [&](int h) {
+    return Slot<P>(base + h * layout.head_bytes(), layout, width, position % kBlock);
+  };
+  for (int h = 0; h < c.kv_heads; ++h) slot(h).prefetch();
+  const bool sound = can_be_stored<P>(in, (c.heads + 2 * c.kv_heads) * D);
+  float turned[kMaxHead] = {}, value[kMaxHead] = {};
   for (int h = 0; h < c.heads; ++h) {
     rotate(in + h * D, cos, sin, half, turned);
     auto* q = static_cast<typename P::X*>(a.q) + ((size_t(h / G) * c.rows + t) * G + h % G) * width;
     for (int d = 0; d < width; d += P::W) P::store_x(q + d, P::load(turned + d));
   }
-  const CacheLayout layout(D, P::kDtype);
-  const int32_t block = c.tables[size_t(c.sequences[t]) * c.table_stride + position / kBlock];
-  const int slot = position % kBlock, column = slot % kPanel;
-  const int steps = width / P::kStep;
-  char* base = c.pool + size_t(block) * c.block_bytes + c.layer_offset;
-  const bool sound = can_be_stored<P>(in, (c.heads + 2 * c.kv_heads) * D);
-  for (int h = 0; h < c.kv_heads; ++h, base += layout.head_bytes()) {
+  for (int h = 0; h < c.kv_heads; ++h) {
     rotate(in + (c.heads + h) * D, cos, sin, half, turned);
-    // Keys: a packed matrix with 64 columns (the keys) and k = D.
-    auto* keys =
-        reinterpret_cast<typename P::Wt*>(base) + size_t(slot / kPanel) * steps * kPanel * P::kStep;
-    for (int d = 0; d < D; ++d)
-      keys[(size_t(d / P::kStep) * kPanel + column) * P::kStep + d % P::kStep] =
-          P::to_wt(sound ? turned[d] : 0.f);
-    // Values: a packed matrix with D columns and k = 64 (the keys).
-    auto* values = reinterpret_cast<typename P::Wt*>(base + layout.key_bytes);
     const float* v = in + (c.heads + c.kv_heads + h) * D;
-    constexpr int kPanelElements = kBlock * kPanel;
-    for (int d = 0; d < D; ++d)
-      values[size_t(d / kPanel) * kPanelElements +
-             (slot / P::kStep * kPanel + d % kPanel) * P::kStep + slot % P::kStep] =
-          P::to_wt(sound ? v[d] : 0.f);
+    for (int d = 0; d < D; ++d) turned[d] = sound ? turned[d] : 0.f, value[d] = sound ? v[d] : 0.f;
+    slot(h).write(turned, value);
   }
   return sound;
 }

@@ -142,16 +142,16 @@ template <class Each>
 int for_rows(Model& model, const float* hidden, int rows, Each&& each) {
   const int stride = padded_vocab(model), block = std::min(rows, kRows),
             hidden_size = model.shape().hidden;
-  Memory x(size_t(block) * model.head_stride() * model.kernels().x_bytes),
-      z(size_t(block) * stride * sizeof(float));
+  char* x = model.activation_memory(block);
+  float* z = model.logit_memory(size_t(block) * stride);
   std::vector<char> finite(rows, 1);
   for (int first = 0; first < rows; first += kRows) {
     const int count = std::min(kRows, rows - first);
-    model.team().run([&](int) {
-      model.activations(hidden + size_t(first) * hidden_size, count, x.data());
-      logits(model, x.data(), count, z.as<float>(), stride);
-      model.team().share(count, 1, [&](int m, int) {
-        finite[first + m] = each(first + m, z.as<float>() + size_t(m) * stride);
+    model.team().run([&](int thread) {
+      model.activations(thread, hidden + size_t(first) * hidden_size, count, x);
+      logits(model, thread, x, count, z, stride);
+      model.team().each(thread, count, [&](int m) {
+        finite[first + m] = each(first + m, z + size_t(m) * stride);
       });
     });
   }
@@ -159,9 +159,19 @@ int for_rows(Model& model, const float* hidden, int rows, Each&& each) {
   return bad == finite.end() ? -1 : int(bad - finite.begin());
 }
 
+// Whether nothing asks for more than the largest logit: then they need never stand in memory.
+bool plain(const SampleArgs& a) {
+  return a.top_logprobs == 0 && a.penalty_offsets[a.rows] == 0 && a.banned_offsets[a.rows] == 0 &&
+         std::all_of(a.temperature, a.temperature + a.rows, [](float t) { return t <= 0; });
+}
+
 }  // namespace
 
 int next_tokens(Model& model, const SampleArgs& args) {
+  if (plain(args)) {
+    std::fill_n(args.rank, args.rows, 1);
+    return greedy(model, args.hidden, args.rows, args.token_ids, args.logprob);
+  }
   return for_rows(model, args.hidden, args.rows,
                   [&](int m, float* z) { return choose(model, args, m, z); });
 }

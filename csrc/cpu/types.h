@@ -11,8 +11,9 @@ namespace urial::cpu {
 // A panel is 32 output columns of a packed matrix; it is the unit of work and of padding, in k as
 // well.
 constexpr int kPanel = 32;
-// Tokens in a block of the KV-cache: two panels of keys. Attention reduces one block at a time.
-constexpr int kBlock = 64;
+// Tokens in a block of the KV-cache: two panels of keys. Attention reduces a unit of blocks, at
+// absolute multiples of it, at a time.
+constexpr int kBlock = 64, kUnit = 4, kUnitKeys = kUnit * kBlock;
 // Columns of the vocabulary whose statistics are reduced together, then merged in order.
 constexpr int kTile = 256;
 // Largest head size, and largest number of queries that attention handles as one tile.
@@ -29,7 +30,7 @@ URIAL_INLINE constexpr int round_up(int n, int to) { return (n + to - 1) / to * 
 
 // About this many queries make a tile of attention: enough rows to reuse each key, few enough to
 // share out.
-constexpr int kTileQueries = 48;
+constexpr int kTileQueries = 96;
 // Rows of the call in such a tile, at least one: each has `group` queries to a key head.
 URIAL_INLINE constexpr int tile_rows(int group, int queries = kTileQueries) {
   return queries > group ? queries / group : 1;
@@ -77,6 +78,9 @@ struct MatmulArgs {
   Epilogue epilogue;
   void* out;  // rows padded to whole panels, so that every column may be written
   ptrdiff_t out_stride;
+  // What the thread will read after panel `last`, for the prefetch; else the panel that follows.
+  int last = -1;
+  const void* then = nullptr;
 };
 
 // One layer's attention. Queries are [K][T * G][D padded to whole panels], so that all the queries
@@ -95,6 +99,17 @@ struct AttentionArgs {
   int rows, heads, kv_heads, head_dim;
   int window;  // keys visible including itself; <= 0 for all
   int tile_rows;
+  // A call of one tile may be computed in parts, runs of its units. Each unit's result then stands
+  // here until all are there: [K][table_units()] of part_floats(queries of the tile).
+  int parts;
+  float* part_memory;
+
+  URIAL_INLINE int table_units() const { return (table_stride + kUnit - 1) / kUnit; }
+
+  // Maximum, sum and [padded D] values of each query.
+  URIAL_INLINE size_t part_floats(int queries) const {
+    return size_t(queries) * (2 + round_up(head_dim, kPanel));
+  }
 };
 
 // Where a key head's keys and values lie inside a block's layer, in bytes.
@@ -134,6 +149,9 @@ struct Kernels {
   void (*convert)(const float* in, int n, void* x);  // fp32 -> activations, padded to whole panels
   bool (*rope)(const RopeArgs&, int row);            // false when the row is not finite
   void (*attention)(const AttentionArgs&, int kv_head, int tile);
+  // The same for a call of one tile, in two steps: each of the parts, then all that they left.
+  void (*attention_part)(const AttentionArgs&, int kv_head, int part);
+  void (*attention_merge)(const AttentionArgs&, int kv_head);
   // n a multiple of 32. other may be null. Counts are against z_y over all n columns.
   TileStats (*stats)(const float* z, const float* other, int n, float z_y);
   // Index of the largest of n logits, the smallest among equals.

@@ -15,7 +15,7 @@ from .rungs import F32, RUNGS, Rung, every_rung
 
 SHAPE: dict[str, Any] = {
     "vocab": 37, "hidden": 24, "feed_forward": 40, "layers": 1, "heads": 6, "kv_heads": 2,
-    "head_dim": 8, "window": 0, "positions": 256, "norm_eps": 1e-5,
+    "head_dim": 8, "window": 0, "positions": 256, "norm_eps": 1e-5, "tied": True,
 }  # fmt: skip
 PARTS = {
     "q_proj": (48, 24), "k_proj": (16, 24), "v_proj": (16, 24), "o_proj": (24, 48),
@@ -24,8 +24,8 @@ PARTS = {
 
 
 def make(rung: Rung, threads: int = 2, **shape: Any) -> Any:
-    one = np.ones((SHAPE["positions"], SHAPE["head_dim"] // 2), np.float32)
-    return _native.Model(SHAPE | shape, rung.dtype, rung.isa, threads, one, one * 0)
+    still = np.zeros(SHAPE["head_dim"] // 2, np.float32)  # frequencies of no rotation
+    return _native.Model(SHAPE | shape, rung.dtype, rung.isa, threads, still)
 
 
 def loaded(rung: Rung, plant: dict[tuple[str, int, int], float] | None = None) -> Any:
@@ -36,7 +36,7 @@ def loaded(rung: Rung, plant: dict[tuple[str, int, int], float] | None = None) -
         for (name, row, column), value in (plant or {}).items():
             if name == part:
                 w[row, column] = value
-        model.load_matrix(part, 0, w)
+        model.load_matrix(part, 0, 0, w)
     for layer, feed_forward in [(0, False), (0, True), (1, True)]:
         model.load_norm(layer, feed_forward, np.ones(24, np.float32))
     model.allocate(4)
@@ -97,15 +97,29 @@ def test_a_weight_has_exactly_its_shape() -> None:
     """A row more would still fit into the padding of a panel, or into the next part's columns."""
     model = loaded(RUNGS[-1])
     for part, (rows, columns) in PARTS.items():
-        for shape in ((rows + 1, columns), (rows - 1, columns), (rows, columns + 1)):
+        wrong = [(0, rows + 1, columns), (0, rows, columns + 1), (0, rows, columns - 1)]
+        for first, *shape in [*wrong, (1, rows, columns), (-1, 1, columns), (rows + 1, 0, columns)]:
             with pytest.raises(ValueError, match="another shape"):
-                model.load_matrix(part, 0, np.zeros(shape, np.float32))
+                model.load_matrix(part, 0, first, np.zeros(shape, np.float32))
     with pytest.raises(ValueError, match="another size"):
         model.load_bias("q_proj", 0, np.zeros(49, np.float32))
     with pytest.raises(ValueError, match="unknown weight part"):
-        model.load_matrix("x_proj", 0, np.zeros((1, 1), np.float32))
+        model.load_matrix("x_proj", 0, 0, np.zeros((1, 1), np.float32))
     with pytest.raises(IndexError):
-        model.load_matrix("q_proj", 1, np.zeros((48, 24), np.float32))
+        model.load_matrix("q_proj", 1, 0, np.zeros((48, 24), np.float32))
+
+
+@every_rung
+def test_a_weight_may_come_in_pieces_of_any_size(rung: Rung) -> None:
+    """Two models of the same weights say the same."""
+    whole, pieces = loaded(rung), loaded(rung, {("lm_head", 0, 0): np.nan, ("up_proj", 1, 1): 9.0})
+    rng = np.random.default_rng(0)
+    for part, (rows, columns) in PARTS.items():
+        w = rng.normal(size=(rows, columns), scale=0.3).astype(np.float32)  # as in `loaded`
+        for first in range(0, rows, 7):
+            pieces.load_matrix(part, 0, first, w[first : first + 7])
+    ids = list(range(37))
+    np.testing.assert_array_equal(forward(whole, ids, [0])[0], forward(pieces, ids, [0])[0])
 
 
 @pytest.mark.parametrize(
@@ -114,7 +128,7 @@ def test_a_weight_has_exactly_its_shape() -> None:
         ({"kv_heads": 0}, "multiple of key heads"),
         ({"kv_heads": 4}, "multiple of key heads"),
         ({"threads": 0}, "at least one thread"),
-        ({"head_dim": 10}, "rotary tables"),
+        ({"head_dim": 10}, "rotary frequencies"),
     ],
 )
 def test_an_impossible_model_is_refused(shape: dict[str, int], message: str) -> None:

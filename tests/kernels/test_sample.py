@@ -125,6 +125,21 @@ def margin(z: F32, row: Row) -> float:
 
 
 @every_isa
+@pytest.mark.parametrize("vocab", VOCABULARIES)
+def test_greedy_without_logits_is_greedy_with_them(isa: str, vocab: int) -> None:
+    """One row that needs all its logits makes the call keep them; past the 256 rows of a turn."""
+    rng = np.random.default_rng(vocab)
+    z = np.array([random_logits(rng, vocab) for _ in range(260)])
+    rows = [plain()] * len(z)
+    alone = choose(z, rows, isa, threads=2)
+    kept = choose(z, [*rows[1:], plain(temperature=1)], isa)
+    np.testing.assert_array_equal(alone.ids, z.argmax(axis=1))
+    assert (alone.bad, alone.rank.tolist()) == (-1, [1] * len(z))
+    np.testing.assert_array_equal(alone.ids[:-1], kept.ids[:-1])
+    np.testing.assert_array_equal(alone.logprob[:-1], kept.logprob[:-1])
+
+
+@every_isa
 def test_token_for_token(isa: str) -> None:
     chosen = greedy = 0
     different = []
@@ -250,9 +265,9 @@ def test_nothing_to_choose_from_names_the_row(isa: str) -> None:
 
 @every_isa
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("top_p", [1.0, 0.5])
+@pytest.mark.parametrize(("top_p", "top"), [(1.0, 0), (0.5, 0), (1.0, 2), (0.5, 2)])
 def test_logits_that_are_not_finite_name_their_row(
-    isa: str, temperature: float, top_p: float
+    isa: str, temperature: float, top_p: float, top: int
 ) -> None:
     """An infinite hidden state: every logit of its row is NaN or infinite, and no other's."""
     weight = np.random.default_rng(9).normal(size=(300, 35)).astype(np.float32)
@@ -267,12 +282,12 @@ def test_logits_that_are_not_finite_name_their_row(
         how[name] = np.zeros(0, DTYPES[name])
     how["penalty_offsets"] = how["banned_offsets"] = np.zeros(36, np.int32)
     hidden = np.eye(35, dtype=np.float32)
-    clean = model.next_tokens(hidden, how, 2)
+    clean = model.next_tokens(hidden, how, top)
     assert clean[-1] == -1
     for bad in (np.nan, np.inf, -np.inf):
         broken = hidden.copy()
         broken[[7, 33], 0] = bad
-        got = model.next_tokens(broken, how, 2)
+        got = model.next_tokens(broken, how, top)
         assert got[-1] == 7
         np.testing.assert_array_equal(np.delete(got[0], [7, 33]), np.delete(clean[0], [7, 33]))
     for wrong, message in [
@@ -281,5 +296,5 @@ def test_logits_that_are_not_finite_name_their_row(
         ({"banned_offsets": how["banned_offsets"] + 1}, "ragged offsets"),
     ]:
         with pytest.raises(ValueError, match=message):
-            model.next_tokens(hidden, how | wrong, 2)
-        np.testing.assert_array_equal(model.next_tokens(hidden, how, 2)[0], clean[0])
+            model.next_tokens(hidden, how | wrong, top)
+        np.testing.assert_array_equal(model.next_tokens(hidden, how, top)[0], clean[0])

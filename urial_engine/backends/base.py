@@ -12,8 +12,7 @@ same physical block at the same index share it, and attention reads it once for 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +24,7 @@ I32 = NDArray[np.int32]
 F32 = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """One forward call: T new tokens of B sequences. Their keys and values are written to the
     cache before attention reads it.
 
@@ -43,8 +41,7 @@ class Batch:
     block_tables: I32
 
 
-@dataclass(frozen=True, slots=True)
-class SampleBatch:
+class SampleBatch(NamedTuple):
     """How to choose the next token of each of M rows. See `SamplingParams` for the meaning of each
     field.
 
@@ -72,8 +69,7 @@ class SampleBatch:
     top_logprobs: int = 0  # how many of the most likely tokens to report, the same for all rows
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
+class Sampled(NamedTuple):
     """The chosen tokens. Log-probabilities are those of the raw model (before penalties and
     temperature), in nats."""
 
@@ -84,8 +80,7 @@ class Sampled:
     top_logprobs: F32  # [M, k]
 
 
-@dataclass(frozen=True, slots=True)
-class HeadScores:
+class HeadScores(NamedTuple):
     """What one head says of a given token at each of M rows.
 
     rank = 1 + #{v != y : z_v > z_y}, ties = #{v != y : z_v = z_y}, both exact on the fp32 logits
@@ -100,8 +95,7 @@ class HeadScores:
     top_logprobs: F32  # [M, k]
 
 
-@dataclass(frozen=True, slots=True)
-class HeadComparison:
+class HeadComparison(NamedTuple):
     """Two heads on the same tokens: KL divergences over the full vocabulary, in nats."""
 
     base: HeadScores

@@ -8,7 +8,6 @@ that carry a layer and a row.
 from __future__ import annotations
 
 import os
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,15 +15,11 @@ from numpy.typing import NDArray
 
 from .. import _native
 from ..errors import CapacityError, ConfigError, NumericsError, ParameterError
-from ..weights import EMBEDDING, FINAL_NORM, HEAD, LAYER
 from .base import F32, I32, Backend, Batch, HeadComparison, HeadScores, SampleBatch, Sampled
 
 if TYPE_CHECKING:
     from ..config import ModelConfig
     from ..weights import Weights
-
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-_MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 def available_isas() -> tuple[str, ...]:
@@ -67,22 +62,32 @@ class CpuBackend:
         self.threads = _choose_threads(threads)
         c = self.config
         _check_limits(c)
-        # The rotary tables are the largest thing that grows with the context: [positions, D / 2]
-        # twice.
-        cos, sin = c.rope.tables(c.head_dim, c.max_positions)
         shape = {
             "vocab": c.vocab_size, "hidden": c.hidden_size, "feed_forward": c.intermediate_size,
             "layers": c.num_layers, "heads": c.num_heads, "kv_heads": c.num_kv_heads,
             "head_dim": c.head_dim, "window": c.sliding_window or 0, "positions": c.max_positions,
-            "norm_eps": c.rms_norm_eps,
+            "norm_eps": c.rms_norm_eps, "tied": weights.tied,
         }  # fmt: skip
+        frequencies = c.rope.inverse_frequencies(c.head_dim)
         try:
-            self._model = _native.Model(shape, self.dtype, self.variant, self.threads, cos, sin)
+            self._model = _native.Model(shape, self.dtype, self.variant, self.threads, frequencies)
         except MemoryError as error:
             raise CapacityError("the system does not give the memory for the weights") from error
-        _load(self._model, weights)
+        weights.load(self._take, self.threads)
         self.block_bytes: int = self._model.block_bytes
         self.weight_bytes: int = self._model.weight_bytes
+
+    def _take(self, name: str, first: int, rows: NDArray[Any]) -> None:
+        """Rows of a parameter, in Hugging Face's words: model.layers.0.mlp.up_proj.weight."""
+        words = name.split(".")
+        layer = int(words[2]) if words[1] == "layers" else self.config.num_layers
+        part, kind = words[-2:]
+        if "norm" in part:
+            self._model.load_norm(layer, part != "input_layernorm", _f32(rows))
+        elif kind == "bias":
+            self._model.load_bias(part, layer, _f32(rows))
+        else:
+            self._model.load_matrix(part, layer, first, _raw(rows))
 
     def allocate(self, blocks: int) -> None:
         """See `Backend`. The pool is reserved, not touched: pages come with the first token."""
@@ -116,8 +121,7 @@ class CpuBackend:
 
     def next_tokens(self, hidden: F32, how: SampleBatch) -> Sampled:
         """See `Backend`."""
-        arrays = {f.name: getattr(how, f.name) for f in fields(how) if f.name != "top_logprobs"}
-        *out, bad = self._model.next_tokens(hidden, arrays, how.top_logprobs)
+        *out, bad = self._model.next_tokens(hidden, how._asdict(), how.top_logprobs)
         _check_head(bad)
         return Sampled(*out)
 
@@ -209,30 +213,6 @@ def _choose_threads(threads: int | None) -> int:
             f"threads={threads}: give a number from 1 to 1024, or None for all cores"
         )
     return threads
-
-
-def _load(model: Any, weights: Weights) -> None:
-    """Read every parameter once and hand it over, layer by layer; no more than one stands unpacked
-    at a time."""
-    c = weights.config
-    for layer in range(c.num_layers):
-        stem = LAYER.format(layer=layer, part="")
-        parts = [("self_attn", p, c.attention_bias) for p in _ATTENTION]
-        parts += [("mlp", p, c.mlp_bias) for p in _MLP]
-        for module, part, bias in parts:
-            model.load_matrix(part, layer, _raw(weights.read(f"{stem}{module}.{part}.weight")))
-            if bias:
-                model.load_bias(part, layer, _f32(weights.read(f"{stem}{module}.{part}.bias")))
-        model.load_norm(layer, False, _f32(weights.read(f"{stem}input_layernorm.weight")))
-        model.load_norm(layer, True, _f32(weights.read(f"{stem}post_attention_layernorm.weight")))
-    model.load_norm(c.num_layers, True, _f32(weights.read(FINAL_NORM)))
-    embedding = _raw(weights.read(EMBEDDING))
-    if weights.tied:
-        model.load_matrix("lm_head", 0, embedding)
-    else:
-        model.load_matrix("embed_tokens", 0, embedding)
-        model.load_matrix("lm_head", 0, _raw(weights.read(HEAD)))
-    weights.finish()
 
 
 def _raw(tensor: NDArray[Any]) -> NDArray[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
@@ -42,6 +41,8 @@ prefixes = typer.Typer(no_args_is_help=True)
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(f"urial-engine {version('urial-engine')}")
         raise typer.Exit
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -53,9 +53,6 @@ KvCacheGib = Annotated[
 MaxModelLen = Annotated[
     int | None, typer.Option(help="Tokens of a text, at most; the model's context by default.")
 ]
-Read = Annotated[
-    Literal["mmap", "sequential"], typer.Option(help="`sequential` is faster on network disks.")
-]
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,6 @@ class EngineOptions:
     prefix_dir: PrefixDir = None
     max_batch: Annotated[int, typer.Option(help="Samples that run at the same time.")] = 32
     kv_cache_gib: KvCacheGib = None
-    read: Read = "mmap"
     max_model_len: MaxModelLen = None
 
     def open(self, model: str, prompt: object = None) -> Engine:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..jsonl import Results, Row
 from ..prompt import UrialPrompt, prompt_form
-from ..sampling import SEEDS, SamplingParams
+from ..sampling import SamplingParams, fresh_seed
 from ..token_shift import token_shift
 from ..token_shift_result import TokenShift
 from ..token_shift_rows import ANSWERS, write_tables
@@ -100,7 +99,7 @@ def _with_seed(params: SamplingParams, header: Path) -> SamplingParams:
     """One seed for all of the run: that which it was begun with, else a fresh one."""
     if params.temperature == 0 or params.seed is not None:
         return params
-    seed = secrets.randbelow(SEEDS)
+    seed = fresh_seed()
     with suppress(OSError, ValueError, KeyError, TypeError):
         seed = int(json.loads(header.read_bytes())["seed"])
     return replace(params, seed=seed)
