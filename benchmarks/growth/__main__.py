@@ -26,7 +26,6 @@ RESULTS = ROOT / "benchmarks" / "results"
 MODELS = ROOT / "build" / "growth"
 WORKLOADS = "workloads"
 NAMES = (*(experiment.name for experiment in EXPERIMENTS), WORKLOADS)
-SMALL_SHAPE = models.Shape(128, 96, 2, 4, 2, 320, 1024)  # for tests
 
 
 def process(module: str, *options: object) -> dict[str, Any]:
@@ -39,14 +38,14 @@ def process(module: str, *options: object) -> dict[str, Any]:
 
 def run(experiment: Experiment, args: argparse.Namespace) -> dict[str, Any]:
     """All points of an experiment, `rounds` runs of each: runs by value, by name."""
-    base = SMALL_SHAPE if args.small else models.Shape()
     values = experiment.small if args.small else experiment.values
     beside = values if experiment.beside == "limits" else (0,)
     wanted = [(experiment.beside, v) for v in beside] + [(experiment.name, v) for v in values]
     found: dict[str, Any] = {experiment.beside: {}, experiment.name: {}}
+    base = models.shape(small=args.small)
     for number in range(args.rounds):
         for name, value in wanted:
-            shape = base if name == "prices" else experiment.shape(value, base)
+            shape = experiment.shape(value, args.small) if name != "prices" else base
             threads = experiment.threads(value, args.threads)
             options = [models.make(args.models, shape), name, value, "--threads", threads]
             options += ["--isa", args.isa]
@@ -93,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         "machine": machine(),
         "threads": args.threads,
         "rounds": args.rounds,
-        "shape": asdict(SMALL_SHAPE if args.small else models.Shape()),
+        "shape": models.shape(small=args.small),
         "sizes": asdict(point.SMALL if args.small else point.FULL),
     }
     found = {**about, "experiments": {}}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.growth.models import Shape
+from benchmarks.growth.models import Settings, shape
 from benchmarks.growth.work import Expected as E
 
 MEMORY = "memory"
@@ -22,8 +22,8 @@ class Experiment:
     small: tuple[int, ...]  # in the tests
     beside: str = "prices"
 
-    def shape(self, value: int, base: Shape) -> Shape:
-        return replace(base, vocabulary=value) if self.name == "vocabulary" else base
+    def shape(self, value: int, small: bool) -> Settings:
+        return shape(small=small, vocabulary=value if self.name == "vocabulary" else None)
 
     def threads(self, value: int, base: int) -> int:
         return value if self.name == "threads" else base

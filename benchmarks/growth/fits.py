@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.growth.curves import MEMORY, Curve
-from benchmarks.growth.models import Shape
 from benchmarks.growth.point import Sizes
 from benchmarks.growth.work import Expected, Prices
+from urial_engine.config import ModelConfig
 
 WITHIN = 0.15  # of the expected slope
 LEAST = 3  # points of a slope
@@ -93,10 +93,12 @@ def seconds(runs: Sequence[Run], figure: str, part: str = "all") -> float:
     return median(run["seconds"][figure][part] for run in runs)
 
 
-def fit(curve: Curve, points: Points, prices: Sequence[Run], shape: Shape, sizes: Sizes) -> Fit:
+def fit(
+    curve: Curve, points: Points, prices: Sequence[Run], model: ModelConfig, sizes: Sizes
+) -> Fit:
     """`prices`: the runs of the calls that have one."""
     calls = {name: seconds(prices, name) for name in prices[0]["seconds"]}
-    expected = Expected(shape, sizes, Prices.of(calls, shape, sizes))
+    expected = Expected(model, sizes, Prices.of(calls, model, sizes))
     of = memory_fit if curve.figure == MEMORY else time_fit
     return of(curve, points, expected)
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from statistics import median
 from typing import Any
 
-from benchmarks.compare import table
 from benchmarks.growth import memory
 from benchmarks.growth.curves import CURVES, EXPERIMENTS, MEMORY, Curve
 from benchmarks.growth.fits import WITHIN, Fit, fit, seconds
-from benchmarks.growth.models import Shape
 from benchmarks.growth.point import Sizes
+from benchmarks.race_report import table
+from urial_engine.config import ModelConfig
 
 SCALES = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9, "MB": 1e-6, "kB": 1e-3, "B": 1.0}
 GROWS = {experiment.name: experiment.grows for experiment in EXPERIMENTS}
@@ -23,9 +23,9 @@ Found = Mapping[str, Any]
 
 def fits(found: Found) -> dict[str, tuple[Curve, Fit]]:
     """Of each curve that was measured, by name."""
-    shape, sizes = Shape(**found["shape"]), Sizes(**found["sizes"])
+    model, sizes = ModelConfig.from_dict(found["shape"]), Sizes(**found["sizes"])
     return {
-        curve.name: (curve, fit(curve, held[curve.experiment], held["prices"]["0"], shape, sizes))
+        curve.name: (curve, fit(curve, held[curve.experiment], held["prices"]["0"], model, sizes))
         for curve in CURVES
         if (held := found["experiments"].get(curve.experiment))
     }
@@ -44,13 +44,13 @@ def markdown(found: Found) -> str:
 
 
 def head(found: Found) -> Iterator[str]:
-    s = Shape(**found["shape"])
+    m = ModelConfig.from_dict(found["shape"])
     yield (
         f"One parameter grows, everything else stands still. A model with random weights: "
-        f"{s.layers} layers of hidden size {s.hidden:,}, {s.query_heads} query and {s.kv_heads} "
-        f"key/value heads of {s.head_dim}, feed-forward {s.feed_forward:,}, vocabulary "
-        f"{s.vocabulary:,}, bfloat16; {found['threads']} threads. Every point is a process of its "
-        f"own; medians of {found['rounds']} rounds in turn."
+        f"{m.num_layers} layers of hidden size {m.hidden_size:,}, {m.num_heads} query and "
+        f"{m.num_kv_heads} key/value heads of {m.head_dim}, feed-forward {m.intermediate_size:,}, "
+        f"vocabulary {m.vocab_size:,}, bfloat16; {found['threads']} threads. Every point is a "
+        f"process of its own; medians of {found['rounds']} rounds in turn."
     )
     yield ""
     yield (

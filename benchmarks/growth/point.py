@@ -18,17 +18,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from benchmarks.bench_generate import greedy, timed
 from benchmarks.bench_token_shift import peak, reset_peak, touch_cache
-from benchmarks.growth.models import BF16_BYTES, BLOCK, values
 from benchmarks.limits import Limits
 from urial_engine import Engine
 from urial_engine.backends.base import Batch
+from urial_engine.backends.cpu import CpuBackend
 from urial_engine.config import ModelConfig
 
-GIB = 1 << 30
+BF16_BYTES, GIB = 2, 1 << 30
+BLOCK = CpuBackend.block_size
 # The parts of a step: the layers in one call, the head in another, and what is left is Python.
 PARTS = {"forward": "layers", "next_tokens": "head", "score": "head"}
 Call = Callable[[], object]
@@ -40,9 +42,9 @@ class Sizes:
     """What stands still while one parameter grows, in tokens where nothing else is said."""
 
     prefix: int = 1024  # shared by all sequences
-    own: int = 32  # of each sequence, after the prefix
+    own: int = 16  # of each sequence, after the prefix
     query: int = 512  # a long query, which fills a step
-    new: int = 16  # generated, where a step is timed
+    new: int = 24  # generated, where a step is timed
     together: int = 32  # sequences that share a growing prefix
     writers: int = 8  # sequences that generate a growing number of tokens
     depth: int = 4096  # keys before a row, where the price of a key is measured
@@ -179,7 +181,8 @@ def limits(lab: Lab, count: int) -> Found:
 def prices(lab: Lab, _: int) -> Found:
     """Single calls of the backend, from which work.py takes what a unit of work costs."""
     backend, sizes, config = lab.engine.backend, lab.sizes, lab.engine.config
-    block = values(lab.random, (1, backend.block_bytes // BF16_BYTES)).view(np.uint8)[0]
+    noise = lab.random.standard_normal(backend.block_bytes // BF16_BYTES, np.float32)
+    block = noise.astype(ml_dtypes.bfloat16).view(np.uint8)
     for i in range(sizes.writers * (sizes.depth // BLOCK + 1)):  # reading what is not there is fast
         backend.write_block(i, block)
 

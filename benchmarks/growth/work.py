@@ -1,4 +1,4 @@
-"""What a point should cost: a shape, sizes and a few prices go in; seconds and bytes come out.
+"""What a point should cost: a model, sizes and a few prices go in; seconds and bytes come out.
 
 The work is counted from the shapes: every weight is read once a step however many rows there are,
 each row passes every weight, each query meets each key before it, and each scored or chosen token
@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from benchmarks.growth.models import BF16_BYTES, BLOCK, Shape
-from benchmarks.growth.point import Sizes
+from benchmarks.growth.point import BF16_BYTES, BLOCK, Sizes
+from benchmarks.meter import layer_weights
+from urial_engine.config import ModelConfig
 
-F32_BYTES = 4
 PANEL = 32  # columns of the head that are read for the logit of a given token
-SAMPLED_TOGETHER = 32  # rows whose logits stand in memory while their tokens are chosen
 # A sequence's ids, prefix included, are listed by the caller, its request and itself: pointers.
 LISTED_BYTES = 3 * 8
+F32_BYTES = 4
 
 
 class Cost(NamedTuple):
@@ -45,17 +45,17 @@ class Prices:
     entry: float  # of the vocabulary, that a scored token meets
 
     @classmethod
-    def of(cls, seconds: Mapping[str, float], shape: Shape, sizes: Sizes) -> Prices:
+    def of(cls, seconds: Mapping[str, float], model: ModelConfig, sizes: Sizes) -> Prices:
         """From the calls that `prices` in point.py has timed."""
         pair = (seconds["deep_chunk"] - seconds["chunk"]) / (sizes.query * sizes.depth)
-        byte = seconds["row"] / (BF16_BYTES * shape.layer_weights)
-        own = BF16_BYTES * shape.hidden * PANEL * byte
+        byte = seconds["row"] / (BF16_BYTES * layer_weights(model))
+        own_column = BF16_BYTES * model.hidden_size * PANEL * byte
         return cls(
             byte=byte,
             token=(seconds["chunk"] - pair * below(sizes.query)) / sizes.query,
             pair=pair,
             key=(seconds["deep_rows"] - seconds["rows"]) / (sizes.writers * sizes.depth),
-            entry=(seconds["score"] / sizes.query - own) / shape.vocabulary,
+            entry=(seconds["score"] / sizes.query - own_column) / model.vocab_size,
         )
 
 
@@ -74,7 +74,7 @@ class Expected:
     """The cost of each experiment of point.py, and the bytes that it adds to a process at most,
     but for what stands still."""
 
-    shape: Shape
+    model: ModelConfig
     sizes: Sizes
     prices: Prices
 
@@ -84,32 +84,42 @@ class Expected:
         Reading the weights hides the arithmetic of few rows; that of many hides the reading. To
         choose a token is as much work as to score one.
         """
-        p, shape = self.prices, self.shape
-        entries = vocabulary or shape.vocabulary
-        reading = BF16_BYTES * shape.layer_weights * p.byte
-        reading_head = BF16_BYTES * shape.hidden * entries * p.byte
+        p, entries = self.prices, vocabulary or self.model.vocab_size
+        layers = max(self._reading, sequences * p.token)
         keys = max(p.key, sequences * p.pair) * whole(shared) + sequences * p.key * whole(own)
-        return Cost(
-            max(reading, sequences * p.token) + keys,
-            max(reading_head, sequences * entries * p.entry),
-        )
+        return Cost(layers + keys, entries * max(self._column, sequences * p.entry))
 
     def text(self, tokens: int, before: int = 0, scored: int = 0, vocabulary: int = 0) -> Cost:
         """Tokens of one text, read behind others; some of them scored, or else one chosen. A
         scored token meets its own column of the head once more, before all the others."""
-        p, entries = self.prices, vocabulary or self.shape.vocabulary
+        p, entries = self.prices, vocabulary or self.model.vocab_size
         pairs = below(tokens) + tokens * before
-        column = BF16_BYTES * self.shape.hidden * p.byte
-        head = scored * (PANEL * column + entries * p.entry) if scored else entries * column
+        head = scored * (PANEL * self._column + entries * p.entry) or entries * self._column
         return Cost(tokens * p.token + pairs * p.pair, head)
 
-    def is_arithmetic(self, sequences: int) -> bool:
-        """Whether a step of so many takes longer to compute than its weights take to read."""
-        reading = BF16_BYTES * self.shape.layer_weights * self.prices.byte
-        return sequences * self.prices.token > reading
+    @property
+    def _reading(self) -> float:
+        """Seconds for the weights of all layers."""
+        return BF16_BYTES * layer_weights(self.model) * self.prices.byte
+
+    @property
+    def _column(self) -> float:
+        """Seconds for one of the head's."""
+        return BF16_BYTES * self.model.hidden_size * self.prices.byte
+
+    @property
+    def _own(self) -> int:
+        """Tokens that a sequence has of its own in the middle of its timed steps."""
+        return self.sizes.own + self.sizes.new // 2
+
+    # Seconds
 
     def batch_step(self, count: int) -> Cost:
         return self.step(count, self._own, self.sizes.prefix)
+
+    def is_arithmetic(self, count: int) -> bool:
+        """Whether a step of so many takes longer to compute than its weights take to read."""
+        return count * self.prices.token > self._reading
 
     def prefill(self, prefix: int) -> Cost:
         return self.text(prefix)
@@ -132,43 +142,33 @@ class Expected:
         return self.step(1, self._own, vocabulary=entries)
 
     def vocabulary_score(self, entries: int) -> Cost:
-        tokens = self.sizes.query
-        return self.text(tokens, scored=tokens, vocabulary=entries)
+        return self.text(self.sizes.query, scored=self.sizes.query, vocabulary=entries)
+
+    # Bytes
 
     @property
-    def _own(self) -> int:
-        """Tokens that a sequence has of its own in the middle of its timed steps."""
-        return self.sizes.own + self.sizes.new // 2
+    def _key_bytes(self) -> int:
+        """Keys and values of one token, padded as the cache has them."""
+        size = -(-self.model.head_dim // PANEL) * PANEL
+        return self.model.num_layers * self.model.num_kv_heads * 2 * size * BF16_BYTES
 
     def batch_bytes(self, count: int) -> float:
-        """Blocks of each sequence, logits of those whose tokens are chosen together, and
-        activations: while the last texts are read, the first sequences advance already."""
-        own, chunk = self.sizes.own, self.sizes.query
-        rows = chunk + max(count - chunk // own, 0)
-        logits = F32_BYTES * self.shape.vocabulary * min(count, SAMPLED_TOGETHER)
-        blocks = whole(own + self.sizes.new - 1) * self.shape.key_bytes
-        listed = LISTED_BYTES * (self.sizes.prefix + own)
-        return count * (blocks + listed) + logits + rows * self._row_bytes
+        own, new = self.sizes.own, self.sizes.new
+        return count * (whole(own + new - 1) * self._key_bytes + LISTED_BYTES * self.sizes.prefix)
 
     def prefix_bytes(self, prefix: int) -> float:
-        listed = self.sizes.together * LISTED_BYTES * prefix
-        return whole(prefix) * self.shape.key_bytes + listed
+        """Its blocks, the rotary tables up to it, and the lists of those that share it."""
+        tables = F32_BYTES * self.model.head_dim * prefix
+        return (
+            whole(prefix) * self._key_bytes + tables + self.sizes.together * LISTED_BYTES * prefix
+        )
 
     def generated_bytes(self, new: int) -> float:
-        tokens = whole(self.sizes.own + new - 1)
-        return self.sizes.writers * tokens * self.shape.key_bytes
+        return self.sizes.writers * whole(self.sizes.own + new - 1) * self._key_bytes
 
     def scored_bytes(self, tokens: int) -> float:
         """None: what scoring needs does not depend on how much is scored."""
         return 0.0
 
     def vocabulary_bytes(self, entries: int) -> float:
-        return BF16_BYTES * self.shape.hidden * entries
-
-    @property
-    def _row_bytes(self) -> int:
-        """Activations of a row: the residual stream, q, k and v, and the hidden state in fp32; the
-        normed row, queries, attended values and gated ones in the weights' dtype."""
-        s = self.shape
-        full = 3 * s.hidden + 2 * s.kv_heads * s.head_dim
-        return F32_BYTES * full + BF16_BYTES * (3 * s.hidden + s.feed_forward)
+        return BF16_BYTES * self.model.hidden_size * entries
