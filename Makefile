@@ -24,7 +24,7 @@ MODEL ?=
 REPEATS ?= 3
 RACE ?=
 
-.PHONY: help venv build demo test lint format size bench peers race sanitize clean
+.PHONY: help venv build demo test lint format size bench growth peers race sanitize clean
 help:
 	@echo 'make demo    answer eight questions with a real model, and show their token shift'
 	@echo 'make test    lint, line budgets and all tests'
@@ -32,9 +32,10 @@ help:
 	@echo 'make lint    ruff, mypy and clang-format, changing nothing'
 	@echo 'make format  ruff and clang-format, changing the files'
 	@echo 'make size    lines of code against their budgets'
-	@echo 'make bench   every benchmark at full size'
+	@echo 'make bench   every benchmark at full size, but for growth and races'
 	@echo 'make peers   an environment for each engine that we race, and MODEL=... as it reads it'
 	@echo 'make race    we and our peers on MODEL=..., REPEATS=... times; RACE=... more options'
+	@echo 'make growth  how time and memory grow with each parameter (ten minutes)'
 	@echo 'make sanitize native tests with the address and undefined-behaviour sanitizers'
 	@echo 'make clean   remove everything that make has made'
 	@echo 'PYTHON=...   the interpreter that the first run makes $(VENV) with (now: $(PYTHON))'
@@ -107,6 +108,9 @@ peers: $(VENV)/.build $(VENV)/.test
 
 race: $(VENV)/.build $(VENV)/.test
 	$(BIN)/python -m benchmarks.race $(MODEL) --repeats $(REPEATS) $(RACE)
+
+growth: $(VENV)/.build $(VENV)/.test
+	$(BIN)/python -m benchmarks.growth
 
 sanitize: $(VENV)/.test
 	$(BIN)/python tools/sanitize.py
