@@ -74,8 +74,8 @@ class Model::Pass {
             w.gate_up, [&](int t) { norm(2 * l + 1, t); });
     product(thread, product_of(w.gate_up, m_.normed_, normed_, Epilogue::kSiluMul, m_.act_, act_),
             w.down);
-    product(thread, product_of(w.down, m_.act_, act_, Epilogue::kAdd, m_.residual_, residual_), after,
-            [&](int t) { norm(2 * l + 2, t); });
+    product(thread, product_of(w.down, m_.act_, act_, Epilogue::kAdd, m_.residual_, residual_),
+            after, [&](int t) { norm(2 * l + 2, t); });
   }
 
   void embed(int t) {
@@ -166,7 +166,7 @@ class Model::Pass {
   const Kernels& k_;
   const ForwardArgs& a_;
   int residual_, normed_, qkv_, attended_, act_;  // row strides, in elements
-  AttentionArgs attention_;            // of a layer, but for its offset
+  AttentionArgs attention_;                       // of a layer, but for its offset
   bool by_rows_;
   std::atomic<int64_t> fault_{kNone};
 };
