@@ -28,7 +28,6 @@ class Model::Pass {
       rows(thread, [this](int t) { embed(t); });
       rows(thread, [this](int t) { norm(0, t); });
       for (int l = 0; l < s_.layers; ++l) layer(thread, l);
-      if (by_rows_) m_.team_.meet();
     });
     const int64_t fault = fault_.load();
     return fault == kNone ? Fault{0, -1} : Fault{int(fault >> 32) - 1, int(fault & 0xffffffff)};
