@@ -190,8 +190,11 @@ def row(figure: Figure, most: Limits) -> dict[str, Any]:
         "of_read": round(figure.read / most.read, 3),
         "GFLOPs": gigas(figure.arithmetic),
         "of_arithmetic": round(figure.arithmetic / most.arithmetic, 3),
+        "of_roofline": round(
+            figure.work.least_seconds(most.arithmetic, most.read) / figure.seconds, 3
+        ),
         "in_backend": round(figure.work.seconds / figure.seconds, 3),
-        **asdict(figure.work),
+        **{name: value for name, value in asdict(figure.work).items() if name != "each"},
     }
 
 
@@ -205,11 +208,15 @@ def show(found: dict[str, Any]) -> None:
         f"limits here: {limits['read_GBps']:.1f} GB/s read over {engine['weight_bytes'] / 1e6:.0f} "
         f"MB, {limits['GFLOPs']:,.0f} GFLOP/s {engine['dtype']}"
     )
-    print(f"{'':<10}{'':>18}{'GB/s':>8}{'of limit':>10}{'GFLOP/s':>9}{'of limit':>10}{'native':>8}")
+    print(
+        f"{'':<10}{'':>18}{'GB/s':>8}{'of limit':>10}{'GFLOP/s':>9}{'of limit':>10}{'roofline':>10}"
+        f"{'native':>8}"
+    )
     for name, f in found["figures"].items():
         print(
             f"{name:<10}{f['value']:>9,.1f} {f['unit']:<8}{f['GBps']:>8.1f}{f['of_read']:>10.0%}"
-            f"{f['GFLOPs']:>9.1f}{f['of_arithmetic']:>10.1%}{f['in_backend']:>8.0%}"
+            f"{f['GFLOPs']:>9.1f}{f['of_arithmetic']:>10.1%}{f['of_roofline']:>10.0%}"
+            f"{f['in_backend']:>8.0%}"
         )
 
 

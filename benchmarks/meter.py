@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,18 @@ class Work:
     operations: float = 0.0
     bytes: float = 0.0
     seconds: float = 0.0  # inside the backend
+    each: list[tuple[float, float]] = field(default_factory=list)  # operations and bytes of a call
+
+    def add(self, operations: float, moved: float) -> None:
+        self.calls += 1
+        self.operations += operations
+        self.bytes += moved
+        self.each.append((operations, moved))
+
+    def least_seconds(self, arithmetic: float, read: float) -> float:
+        """The roofline: no call ends before its operations are done, nor before its bytes are here,
+        at the machine's limits in operations and bytes a second."""
+        return sum(max(operations / arithmetic, moved / read) for operations, moved in self.each)
 
 
 class Meter:
@@ -57,14 +69,12 @@ class Meter:
         log, self._log = self._log, []
         work = Work()
         for name, first, seconds in log:
-            work.calls += 1
             work.seconds += seconds
             if name == "forward":
                 self._add_layers(work, first)
             else:
                 head = self._config.vocab_size * self._config.hidden_size
-                work.operations += 2.0 * head * len(first)
-                work.bytes += head * self._item
+                work.add(2.0 * head * len(first), head * self._item)
         return work
 
     def _add_layers(self, work: Work, batch: Batch) -> None:
@@ -72,8 +82,8 @@ class Meter:
         seen = np.minimum(batch.positions + 1, c.sliding_window or c.max_positions)  # keys [T]
         attention = 4.0 * c.num_layers * c.num_heads * c.head_dim * float(seen.sum())
         work.rows += len(batch.token_ids)
-        work.operations += 2.0 * weights * len(batch.token_ids) + attention
-        work.bytes += weights * self._item + self._blocks(batch, seen) * self._backend.block_bytes
+        blocks = self._blocks(batch, seen) * self._backend.block_bytes
+        work.add(2.0 * weights * len(batch.token_ids) + attention, weights * self._item + blocks)
 
     def _blocks(self, batch: Batch, seen: Any) -> int:
         """How many distinct blocks of the cache the call looks at."""

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from benchmarks.workload import ROOT, Workload, arguments, read_arguments
 from urial_engine import _native
 
 RESULTS = ROOT / "benchmarks" / "results"
+STAT = Path("/proc/stat")
 EVERYTHING, NO_AMX = "with all that the machine has", "without AMX"
 RUNS = 8  # of the workload: no two share a query
 CACHE_TOKENS = 16384  # twice what prefix, queries and answers need
@@ -46,12 +48,14 @@ class Contender:
 
     def run(self, threads: int) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **self.variables}
+        start, before = time.monotonic(), others()
         done = subprocess.run(
             self.command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False
         )
+        disturbed = (others() - before) / (time.monotonic() - start) / (os.cpu_count() or 1)
         found = [line for line in done.stdout.splitlines() if line.startswith("{")]
         if done.returncode == 0 and found:
-            self.runs.append(json.loads(found[-1]))
+            self.runs.append({**json.loads(found[-1]), "disturbed": round(max(disturbed, 0), 3)})
         else:
             said = done.stderr.strip().splitlines() or ["it printed no line of JSON"]
             self.error = f"exit code {done.returncode}: {said[-1]}"
@@ -66,6 +70,14 @@ class Contender:
     def middle(self, figure: str) -> float | None:
         values = self.values(figure)
         return median(values) if values else None
+
+
+def others() -> float:
+    """Processor seconds spent on this machine by all but us and our children that have ended."""
+    fields = STAT.read_text().split("\n", 1)[0].split()[1:]
+    user, nice, system, _idle, _wait, irq, softirq, steal = map(int, fields[:8])
+    busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return busy - sum(os.times()[:4])
 
 
 def ourselves(args: argparse.Namespace) -> Iterator[Contender]:
@@ -130,7 +142,8 @@ def summary(contender: Contender) -> str:
     if contender.error is not None:
         return f"failed, {contender.error}"
     last = contender.runs[-1]
-    return ", ".join(f"{figure} {last[figure]:,}" for figure in FIGURES if figure in last)
+    shown = [f"{figure} {last[figure]:,}" for figure in FIGURES if figure in last]
+    return ", ".join([*shown, f"others took {last['disturbed']:.0%} of the machine"])
 
 
 def options(argv: list[str] | None) -> argparse.Namespace:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from benchmarks.race import Contender
 
 FIGURES = ("prefill", "ttft_ms", "decode_1", "urial_32", "score")
+QUIET = 0.05  # of the machine: what others may take before the page says so
 SMALLER_IS_BETTER = {"ttft_ms", "peak_MB"}
 
 
@@ -92,7 +93,9 @@ def ratio(own: Contender, other: Contender, figure: str) -> str:
 SHARES = (
     "Measured by the same process, before and after its figures: reading as many bytes as the "
     "weights have, and multiplying in registers. What is counted is what the mathematics needs: "
-    "each weight once a call, each block of the cache once however many sequences share it."
+    "each weight once a call, each block of the cache once however many sequences share it. The "
+    "roofline is the time that the calls need at least, each for its bytes or for its operations, "
+    "whichever takes longer."
 )
 
 
@@ -112,18 +115,22 @@ def shares(own: Contender) -> list[str]:
             f"{middle(figure, 'of_read'):.0%}",
             f"{middle(figure, 'GFLOPs'):,.0f}",
             f"{middle(figure, 'of_arithmetic'):.1%}",
+            f"{middle(figure, 'of_roofline'):.0%}",
             f"{middle(figure, 'in_backend'):.0%}",
         ]
         for figure in FIGURES
     ]
     read, arithmetic = f"{limit('read_GBps'):.1f}", f"{limit('GFLOPs'):,.0f}"
     head = [own.shown, f"GB/s of {read}", "share", f"GFLOP/s of {arithmetic}", "share"]
-    return table([*head, "time in native code"], rows)
+    return table([*head, "of the roofline", "time in native code"], rows)
 
 
 def remarks(contender: Contender, own: dict[str, Any]) -> list[str]:
-    """Where an engine did not read or write the same tokens as we."""
+    """Where an engine was not alone on the machine, or had not the same tokens as we."""
     run, found = contender.runs[-1], []
+    disturbed = max(run["disturbed"] for run in contender.runs)
+    if disturbed > QUIET:
+        found.append(f"other processes took up to {disturbed:.0%} of the machine meanwhile")
     if run["prefix_tokens"] != own["prefix_tokens"]:
         found.append(f"cuts the prefix into {run['prefix_tokens']} tokens")
     pairs = zip(run["tokens"], own["tokens"], strict=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -18,10 +19,7 @@ from benchmarks.peers.install import PEERS, Peer, PeerError
 from benchmarks.race import EVERYTHING, NO_AMX, Contender
 from benchmarks.race_report import FIGURES, markdown
 from tests.fixtures import TinyModel, gguf_of_the_real_model
-from urial_engine import _native
 from urial_engine.gguf_import import import_gguf
-
-HAS_AMX = "amx_bf16" in _native.available_isas()
 
 
 @pytest.fixture(autouse=True)
@@ -67,11 +65,13 @@ def test_race(tiny_model: TinyModel, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def figures(prefill: float, **more: Any) -> dict[str, Any]:
-    return {"prefill": prefill, "ttft_ms": 100 / prefill, "peak_MB": 300.0, **more}
+    found = {"prefill": prefill, "ttft_ms": 100 / prefill, "peak_MB": 300.0, "disturbed": 0.01}
+    return {**found, **more}
 
 
 def test_the_page_says_how_many_times_as_fast_and_who_computes_something_else() -> None:
-    share = dict.fromkeys(("GBps", "of_read", "GFLOPs", "of_arithmetic", "in_backend"), 0.5)
+    names = ("GBps", "of_read", "GFLOPs", "of_arithmetic", "of_roofline", "in_backend")
+    share = dict.fromkeys(names, 0.5)
     counts = {"texts": "built-in", "prefix_tokens": 9, "queries": 2, "new_batch": 3}
     ours = figures(
         30.0,
@@ -88,7 +88,8 @@ def test_the_page_says_how_many_times_as_fast_and_who_computes_something_else() 
     )
     theirs = figures(10.0, peer="other 1.0", prefix_tokens=8, tokens=[4, 5, 7])
     own = Contender("urial-engine auto", [], own=True, runs=[ours])
-    other = Contender("other", [], (EVERYTHING, NO_AMX), runs=[theirs, {**theirs, "prefill": 20.0}])
+    again = {**theirs, "prefill": 20.0, "disturbed": 0.3}
+    other = Contender("other", [], (EVERYTHING, NO_AMX), runs=[again, theirs])
     page = markdown([own, other], ["absent: no reason"])
     assert "| other 1.0 | 2.00 × | 3.00 × | – | – | – |" in page
     assert (
@@ -98,7 +99,26 @@ def test_the_page_says_how_many_times_as_fast_and_who_computes_something_else() 
     assert "## Without AMX" in page and "38.0" in page
     assert "- other: cuts the prefix into 8 tokens" in page
     assert "- other: its greedy answer leaves ours after 2 of 3 tokens" in page
+    assert "- other: other processes took up to 30% of the machine meanwhile" in page
     assert "- not run: absent: no reason" in page
+
+
+def test_what_others_do_meanwhile_is_told_from_what_the_engine_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stat = tmp_path / "stat"
+    monkeypatch.setattr(race, "STAT", stat)
+    work = "sum(range(10**6)); print('{}')"
+    alone = Contender("alone", [sys.executable, "-c", work])
+    busy = f"cpu {100 * 3600} 0 0 9 9 0 0 0"  # ticks of an hour
+    disturbed = Contender(
+        "not", [sys.executable, "-c", f"open({str(stat)!r}, 'w').write({busy!r}); {work}"]
+    )
+    for contender in (alone, disturbed):
+        stat.write_text("cpu 0 0 0 0 0 0 0 0 0 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
+        contender.run(1)
+    assert alone.runs[0]["disturbed"] == 0
+    assert disturbed.runs[0]["disturbed"] > 1
 
 
 def test_who_is_entered_where(tmp_path: Path) -> None:
@@ -119,21 +139,23 @@ def test_who_is_entered_where(tmp_path: Path) -> None:
     [
         (["--peers", "hf,transformers"], "no peer is named hf"),
         (["--dtype", "float32"], "run in bfloat16"),
-        pytest.param(
-            ["--no-amx"], "has none", marks=pytest.mark.skipif(HAS_AMX, reason="it has AMX")
-        ),
+        (["--no-amx"], "has none"),
     ],
 )
 def test_a_race_that_cannot_be_run(
-    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    options: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(race, "_native", SimpleNamespace(available_isas=lambda: ["portable"]))
     with pytest.raises(SystemExit):
         race.options(["m", *options])
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not HAS_AMX, reason="the machine has no AMX")
-def test_without_amx_we_run_too() -> None:
+def test_without_amx_we_run_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(race, "_native", SimpleNamespace(available_isas=lambda: ["amx_bf16"]))
     assert race.options(["m", "--no-amx"]).isa == "auto,avx512_bf16"
 
 

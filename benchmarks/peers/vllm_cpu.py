@@ -44,6 +44,7 @@ class Peer:
             max_model_len=2048,
             max_num_seqs=max(map(len, texts.runs)),
             num_gpu_blocks_override=texts.cache_tokens // BLOCK,
+            kv_cache_memory_bytes=4 << 30,  # else it wants nine tenths of the memory to be free
             disable_log_stats=True,
         )
 

@@ -56,31 +56,34 @@ inline Span visible(int position, int unit, int window) {
 template <class P>
 class Softmax {
   using F = typename P::F;
-  using X = typename P::X;
 
  public:
-  Softmax(float* scores, Span seen, float bits)
+  Softmax(float* scores, Span seen)
       : scores_(scores),
-        bits_(bits),
+        seen_(seen),
         begin_(seen.begin / P::W * P::W),
-        end_(round_up(seen.end, P::W)) {
-    for (int j = begin_; j < seen.begin; ++j) scores[j] = -INFINITY;
-    for (int j = seen.end; j < end_; ++j) scores[j] = -INFINITY;
-  }
-  // Before any weight is computed, so that the next row's need not wait for this one's.
+        end_(round_up(seen.end, P::W)) {}
+
+  // Of the scores seen; leaves the others of their vectors as minus infinity. Called for some rows
+  // before any weight is computed, so that no row has to wait for another's maximum.
   float largest() const {
+    const F nothing = P::set1(-INFINITY);
+    if (begin_ < seen_.begin)
+      P::store(scores_ + begin_,
+               P::keep_first(nothing, seen_.begin - begin_, P::load(scores_ + begin_)));
+    if (seen_.end < end_)
+      P::store(scores_ + end_ - P::W,
+               P::keep_first(P::load(scores_ + end_ - P::W), seen_.end - (end_ - P::W), nothing));
     F top = P::load(scores_ + begin_);
     for (int j = begin_ + P::W; j < end_; j += P::W) top = P::max(top, P::load(scores_ + j));
     return P::largest(top);
   }
-  // The weights' sum.
-  float weights(float max) const {
-    auto* p = reinterpret_cast<X*>(scores_);
-    const F shift = P::set1(max), factor = P::set1(bits_);
+  // The weights' sum, after largest().
+  float weights(float max, float bits) const {
+    auto* p = reinterpret_cast<typename P::X*>(scores_);
+    const F shift = P::set1(max), factor = P::set1(bits);
     F total = P::zero();
-    for (int j = 0; j < begin_; j += P::W) {
-      P::store_x(p + j, P::zero());
-    }
+    for (int j = 0; j < begin_; j += P::W) P::store_x(p + j, P::zero());
     for (int j = begin_; j < end_; j += P::W) {
       const F weight = exp2(P::mul(P::sub(P::load(scores_ + j), shift), factor));
       P::store_x(p + j, weight);
@@ -92,8 +95,8 @@ class Softmax {
 
  private:
   float* scores_;
-  float bits_;
-  int begin_, end_;
+  Span seen_;
+  int begin_, end_;  // whole vectors around seen_
 };
 
 // run = run and the unit, in that order, for `rows` queries. Where the unit has nothing for a query
@@ -186,7 +189,6 @@ class Tile {
   static constexpr int kScores = kUnitKeys + 16;
   static constexpr int kWeights = kScores * int(sizeof(float) / sizeof(typename P::X));
 
-  int row_of(int query) const { return row0_ + query / group_; }
   int32_t physical(int row, int block) const {
     return a_.tables[size_t(a_.sequences[row]) * a_.table_stride + block];
   }
@@ -204,26 +206,37 @@ class Tile {
     Span keys;
   };
 
+  // Calls each(row of the call, begin, end) for the queries [first, first + count) of each row.
+  template <class Each>
+  void for_rows(int first, int count, Each&& each) const {
+    for (int row = first / group_, begin = 0, end; begin < count; begin = end, ++row) {
+      end = (row + 1) * group_ - first;
+      end = end < count ? end : count;
+      each(row0_ + row, begin, end);
+    }
+  }
+
   // The runs of one block among the queries [first, first + count), of which seen[i] is what the
   // i-th sees of the unit; returns how many.
   int runs(int block, const Span* seen, int first, int count, Run* to) const {
     const int slot = block % kUnit;
-    const Run* begin = to;
-    for (int i = 0, next; i < count; i = next) {
-      Span keys = seen[i].within(slot * kBlock, kBlock);
-      next = i + 1;
-      if (keys.empty()) continue;
-      const int32_t mine = physical(row_of(first + i), block);
-      for (; next < count; ++next) {
-        const Span more = seen[next].within(slot * kBlock, kBlock);
-        if (more.empty() || physical(row_of(first + next), block) != mine) break;
-        keys = {more.begin < keys.begin ? more.begin : keys.begin,
-                more.end > keys.end ? more.end : keys.end};
+    int n = 0, last = -1;
+    for_rows(first, count, [&](int row, int begin, int end) {
+      const Span keys = seen[begin].within(slot * kBlock, kBlock);
+      const int32_t mine = keys.empty() ? -1 : physical(row, block);
+      if (mine >= 0 && mine == last) {
+        Run& run = to[n - 1];
+        run.queries = end - run.query;
+        run.keys = {keys.begin < run.keys.begin ? keys.begin : run.keys.begin,
+                    keys.end > run.keys.end ? keys.end : run.keys.end};
+      } else if (mine >= 0) {
+        to[n++] = Run{begin, end - begin, slot, address(mine), keys};
       }
-      keys = {keys.begin / kPanel * kPanel, round_up(keys.end, kPanel)};
-      *to++ = Run{i, next - i, slot, address(mine), keys};
-    }
-    return int(to - begin);
+      last = mine;
+    });
+    for (int i = 0; i < n; ++i)
+      to[i].keys = {to[i].keys.begin / kPanel * kPanel, round_up(to[i].keys.end, kPanel)};
+    return n;
   }
 
   // Scores of a run's queries against its keys. `fresh`: its values come from memory, next.
@@ -261,10 +274,11 @@ class Tile {
     Span seen[kQueries];
     Run runs[kUnit * kQueries + 1];
     int last = 0, n = 0;
-    for (int i = 0; i < count; ++i) {
-      seen[i] = visible(a_.positions[row_of(first + i)], unit, a_.window);
-      last = seen[i].end > last ? seen[i].end : last;
-    }
+    for_rows(first, count, [&](int row, int begin, int end) {
+      const Span span = visible(a_.positions[row], unit, a_.window);
+      for (int i = begin; i < end; ++i) seen[i] = span;
+      last = span.end > last ? span.end : last;
+    });
     for (int b = 0; b * kBlock < last; ++b)
       n += this->runs(unit * kUnit + b, seen, first, count, runs + n);
     for (int i = 0; i < n; ++i) {
@@ -276,16 +290,11 @@ class Tile {
             .template some<P>(int(layout_.key_bytes / 64));
       score(inner, runs[i], first, fresh, scores);
     }
-    for (int i = 0; i < count; ++i)
-      max[i] =
-          seen[i].empty() ? kNothing : Softmax<P>(scores + i * kScores, seen[i], bits_).largest();
+    const auto row = [&](int i) { return Softmax<P>(scores + i * kScores, seen[i]); };
+    for (int i = 0; i < count; ++i) max[i] = seen[i].empty() ? kNothing : row(i).largest();
     for (int i = 0; i < count; ++i) {
-      if (seen[i].empty()) {
-        sum[i] = 0;
-        continue;
-      }
-      sum[i] = Softmax<P>(scores + i * kScores, seen[i], bits_).weights(max[i]);
-      max[i] *= bits_;
+      sum[i] = seen[i].empty() ? 0.f : row(i).weights(max[i], bits_);
+      if (!seen[i].empty()) max[i] *= bits_;
     }
     const auto* weights = reinterpret_cast<const typename P::X*>(scores);
     for (int i = 0; i < count * width_; ++i) out[i] = 0;

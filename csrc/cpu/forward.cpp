@@ -12,10 +12,11 @@ class Model::Pass {
  public:
   Pass(Model& model, const ForwardArgs& args)
       : m_(model), s_(model.shape_), k_(model.k_), a_(args) {
-    hidden_ = round_up(s_.hidden, kPanel);
-    qkv_ = round_up((s_.heads + 2 * s_.kv_heads) * s_.head_dim, kPanel);
-    attended_ = round_up(s_.heads * s_.head_dim, kPanel);
-    act_ = round_up(s_.feed_forward, kPanel);
+    residual_ = row_stride(s_.hidden, sizeof(float));
+    normed_ = row_stride(s_.hidden, k_.x_bytes);
+    qkv_ = row_stride((s_.heads + 2 * s_.kv_heads) * s_.head_dim, sizeof(float));
+    attended_ = row_stride(s_.heads * s_.head_dim, k_.x_bytes);
+    act_ = row_stride(s_.feed_forward, k_.x_bytes);
     attention_ = attention();
     attention_.parts = m_.attend_.parts(attention_);
     m_.attend_.prepare(attention_);
@@ -27,7 +28,6 @@ class Model::Pass {
       rows(thread, [this](int t) { embed(t); });
       rows(thread, [this](int t) { norm(0, t); });
       for (int l = 0; l < s_.layers; ++l) layer(thread, l);
-      if (by_rows_) m_.team_.meet();
     });
     const int64_t fault = fault_.load();
     return fault == kNone ? Fault{0, -1} : Fault{int(fault >> 32) - 1, int(fault & 0xffffffff)};
@@ -62,25 +62,25 @@ class Model::Pass {
     const RopeArgs rope{m_.qkv_.as<float>(), qkv_,           m_.queries_.data(),
                         m_.cos_.data(),      m_.sin_.data(), attention};
     const Matrix& after = l + 1 < s_.layers ? m_.layers_[l + 1].qkv : m_.head_;
-    product(thread, product_of(w.qkv, m_.normed_, hidden_, Epilogue::kStore, m_.qkv_, qkv_),
+    product(thread, product_of(w.qkv, m_.normed_, normed_, Epilogue::kStore, m_.qkv_, qkv_),
             w.output, [&](int t) {
               if (!k_.rope(rope, t)) report(l, t);
             });
     if (by_rows_) m_.team_.meet();  // all keys and values are there
     m_.attend_.run(thread, attention);
     product(thread,
-            product_of(w.output, m_.attended_, attended_, Epilogue::kAdd, m_.residual_, hidden_),
+            product_of(w.output, m_.attended_, attended_, Epilogue::kAdd, m_.residual_, residual_),
             w.gate_up, [&](int t) { norm(2 * l + 1, t); });
-    product(thread, product_of(w.gate_up, m_.normed_, hidden_, Epilogue::kSiluMul, m_.act_, act_),
+    product(thread, product_of(w.gate_up, m_.normed_, normed_, Epilogue::kSiluMul, m_.act_, act_),
             w.down);
-    product(thread, product_of(w.down, m_.act_, act_, Epilogue::kAdd, m_.residual_, hidden_), after,
-            [&](int t) { norm(2 * l + 2, t); });
+    product(thread, product_of(w.down, m_.act_, act_, Epilogue::kAdd, m_.residual_, residual_),
+            after, [&](int t) { norm(2 * l + 2, t); });
   }
 
   void embed(int t) {
     unpack_row(m_.embedding_.w.data ? m_.embedding_.w : m_.head_.w, a_.token_ids[t], residual(t));
     // A row that was not finite in an earlier call has left NaN here too (0 * NaN).
-    for (int i = s_.hidden; i < hidden_; ++i) residual(t)[i] = 0.f;
+    for (int i = s_.hidden; i < residual_; ++i) residual(t)[i] = 0.f;
   }
 
   // The i-th norm of row t: two a layer, and the final one, after which nothing reads the residual
@@ -91,7 +91,7 @@ class Model::Pass {
     const std::vector<float>& weight = last    ? m_.final_norm_
                                        : i % 2 ? m_.layers_[l].feed_forward_norm
                                                : m_.layers_[l].attention_norm;
-    void* x = last ? nullptr : m_.normed_.data() + size_t(t) * hidden_ * k_.x_bytes;
+    void* x = last ? nullptr : m_.normed_.data() + size_t(t) * normed_ * k_.x_bytes;
     float* full = last ? residual(t) : nullptr;
     // What the stream holds before a layer's first norm is the layer before's.
     if (!k_.rmsnorm(residual(t), weight.data(), s_.norm_eps, s_.hidden, x, full))
@@ -150,7 +150,7 @@ class Model::Pass {
     m_.team_.each(thread, a_.rows, row);
   }
 
-  float* residual(int t) { return m_.residual_.as<float>() + size_t(t) * hidden_; }
+  float* residual(int t) { return m_.residual_.as<float>() + size_t(t) * residual_; }
 
   // Keeps the first layer, then the first row.
   void report(int layer, int row) {
@@ -164,8 +164,8 @@ class Model::Pass {
   const Shape& s_;
   const Kernels& k_;
   const ForwardArgs& a_;
-  int hidden_, qkv_, attended_, act_;  // row strides, in elements
-  AttentionArgs attention_;            // of a layer, but for its offset
+  int residual_, normed_, qkv_, attended_, act_;  // row strides, in elements
+  AttentionArgs attention_;                       // of a layer, but for its offset
   bool by_rows_;
   std::atomic<int64_t> fault_{kNone};
 };

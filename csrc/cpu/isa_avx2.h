@@ -47,6 +47,11 @@ struct Isa {
   static int count_equal(F a, F b) {
     return __builtin_popcount(unsigned(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ))));
   }
+  static F keep_first(F a, int n, F b) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i below = _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane);
+    return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(below));
+  }
   static F first(const uint16_t* p) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs(p), 16)); }
   // Two shifts and not a mask: a mask would take the register that the last sum needs.
   static F second(const uint16_t* p) {

@@ -36,6 +36,10 @@ struct Isa {
     return _mm_popcnt_u32(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ));
   }
   static int count_equal(F a, F b) { return _mm_popcnt_u32(_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ)); }
+  // Lanes below n of a, the others of b.
+  static F keep_first(F a, int n, F b) {
+    return _mm512_mask_blend_ps(__mmask16((1u << n) - 1), b, a);
+  }
   // Of W consecutive pairs of bf16 the first, or the second, of each as fp32.
   static F first(const uint16_t* p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));

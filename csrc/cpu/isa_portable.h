@@ -48,6 +48,10 @@ struct Isa {
   static int count(I mask) { return -(mask[0] + mask[1] + mask[2] + mask[3]); }
   static int count_greater(F a, F b) { return count(a > b); }
   static int count_equal(F a, F b) { return count(a == b); }
+  static F keep_first(F a, int n, F b) {
+    const I lane = {0, 1, 2, 3};
+    return lane < n ? a : b;
+  }
   static F first(const uint16_t* p) { return half(p, 0); }
   static F second(const uint16_t* p) { return half(p, 1); }
   static F half(const uint16_t* p, int which) {

@@ -137,12 +137,12 @@ void Model::reserve(int rows) {
   if (rows <= capacity_) return;
   const Shape& s = shape_;
   const size_t x = k_.x_bytes, f = sizeof(float), r = rows;
-  residual_ = Memory(r * round_up(s.hidden, kPanel) * f);
-  normed_ = Memory(r * round_up(s.hidden, kPanel) * x);
-  qkv_ = Memory(r * round_up((s.heads + 2 * s.kv_heads) * s.head_dim, kPanel) * f);
+  residual_ = Memory(r * row_stride(s.hidden, f) * f);
+  normed_ = Memory(r * row_stride(s.hidden, x) * x);
+  qkv_ = Memory(r * row_stride((s.heads + 2 * s.kv_heads) * s.head_dim, f) * f);
   queries_ = Memory(r * s.heads * round_up(s.head_dim, kPanel) * x);
-  attended_ = Memory(r * round_up(s.heads * s.head_dim, kPanel) * x);
-  act_ = Memory(r * round_up(s.feed_forward, kPanel) * x);
+  attended_ = Memory(r * row_stride(s.heads * s.head_dim, x) * x);
+  act_ = Memory(r * row_stride(s.feed_forward, x) * x);
   capacity_ = rows;
 }
 

@@ -70,7 +70,7 @@ class Model {
   // The head. Activations of M hidden states are made once, then vocabulary tiles are computed
   // where they are needed.
   const Packed& head() const { return head_.w; }
-  int head_stride() const { return round_up(shape_.hidden, kPanel); }
+  int head_stride() const { return row_stride(shape_.hidden, k_.x_bytes); }
   // Memory for them, and for logits, kept from call to call.
   char* activation_memory(int rows) {
     return head_x_.at_least(size_t(rows) * head_stride() * k_.x_bytes);

@@ -8,8 +8,9 @@
 // columns does; zero, set1, load and store at any address; add, sub, mul, div, fma (a * b + c),
 // round (to nearest, ties to even), scale2 (a * 2^n, n an integer; 0 for n = kLeastBits); max and
 // min, which give their second operand where one is NaN; sum and largest over lanes, halves against
-// halves; count_greater and count_equal, in how many lanes; first and second, of each of W pairs of
-// bf16; prefetch, into the first cache, and prefetch_far, into the second.
+// halves; count_greater and count_equal, in how many lanes; keep_first (the lanes of a below n,
+// those of b from there); first and second, of each of W pairs of bf16; prefetch, into the first
+// cache, and prefetch_far, into the second.
 #pragma once
 #include "numbers.h"
 #include "types.h"

@@ -28,6 +28,13 @@ constexpr float kPadLogit = -3.40282347e38f;
 
 URIAL_INLINE constexpr int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
+// From one row of n items of `bytes` to the next, in items: whole panels, and an odd number of
+// cache lines. Rows whose distance is a power of two all fall into one set of the first cache.
+URIAL_INLINE constexpr int row_stride(int n, size_t bytes) {
+  const int whole = round_up(n, kPanel), line = 64 / int(bytes);
+  return whole / line % 2 ? whole : whole + line;
+}
+
 // About this many queries make a tile of attention: enough rows to reuse each key, few enough to
 // share out.
 constexpr int kTileQueries = 96;
