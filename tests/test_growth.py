@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +16,7 @@ import pytest
 
 from benchmarks import workload
 from benchmarks.growth import __main__ as growth
-from benchmarks.growth import memory, models, point
+from benchmarks.growth import memory, models, point, quiet
 from benchmarks.growth.curves import CURVES, EXPERIMENTS, Curve
 from benchmarks.growth.fits import Fit, Slopes, fit, slopes
 from benchmarks.growth.work import LISTED_BYTES, Cost, Expected, Prices
@@ -81,6 +84,22 @@ def test_a_point_is_a_process_of_its_own(tmp_path: Path) -> None:
     assert {run["engine"]["dtype"] for run in made} == {"bfloat16"}
     first, second = (run["bytes"]["peak"] for run in made)
     assert first == pytest.approx(second, rel=0.1)  # nothing of one is in the other
+
+
+def test_a_disturbed_run_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = iter([0.9, 0.5, 0.7, 0.1])
+    monkeypatch.setattr(quiet, "beside", lambda call: (call(), next(shares)))
+    numbers = iter("abcd")
+    assert quiet.least_disturbed(lambda: next(numbers), 3) == ("b", 0.5)
+    assert quiet.least_disturbed(lambda: next(numbers), 3) == ("d", 0.1)
+
+
+def test_the_work_of_others_is_seen_and_our_own_is_not() -> None:
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])  # ours when it ends
+    _, seen = quiet.beside(lambda: time.sleep(0.5))
+    _, ended = quiet.beside(lambda: (other.kill(), other.wait()))
+    assert seen > 0.3
+    assert ended == 0  # all that it worked in the meantime, and what it had worked before
 
 
 def test_the_counted_work_is_what_the_backend_is_given(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """All growth curves: `python -m benchmarks.growth [--only NAME …]`, about ten minutes.
 
 Every point is a process of its own; the points of an experiment, and what its expectation is made
-of, are measured in turn, several rounds. Leaves growth.json, growth.md and growth.png. With
-`--only`, what else growth.json holds stays.
+of, are measured in turn, several rounds. A process beside which others worked runs again. Leaves
+growth.json, growth.md and growth.png. With `--only`, what else growth.json holds stays.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from benchmarks.growth import memory, models, point
 from benchmarks.growth.curves import EXPERIMENTS, Experiment
 from benchmarks.growth.page import markdown
 from benchmarks.growth.plot import draw
+from benchmarks.growth.quiet import DISTURBED, least_disturbed
 from benchmarks.limits import machine
 from benchmarks.workload import ROOT, Workload, arguments, read_arguments
 
 RESULTS = ROOT / "benchmarks" / "results"
 MODELS = ROOT / "build" / "growth"
 WORKLOADS = "workloads"
+ATTEMPTS = 3  # where something else kept the machine busy
 NAMES = (*(experiment.name for experiment in EXPERIMENTS), WORKLOADS)
 
 
@@ -50,9 +53,11 @@ def run(experiment: Experiment, args: argparse.Namespace) -> dict[str, Any]:
             options = [models.make(args.models, shape), name, value, "--threads", threads]
             options += ["--isa", args.isa]
             options += ["--small"] if args.small else []
-            made = process("point", *options)
-            found[name].setdefault(str(value), []).append(made)
-            print(f"{number + 1}/{args.rounds} {name} {value}: {told(made)}", flush=True)
+            call = partial(process, "point", *options)
+            made, others = least_disturbed(call, attempts=1 if args.small else ATTEMPTS)
+            found[name].setdefault(str(value), []).append({**made, "others": round(others, 2)})
+            note = f" ({others:.2f} processors busy with other work)" if others > DISTURBED else ""
+            print(f"{number + 1}/{args.rounds} {name} {value}: {told(made)}{note}", flush=True)
     return found
 
 

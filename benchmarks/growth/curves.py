@@ -80,6 +80,9 @@ CURVES = (
     Curve("batch", MEMORY, "peak", "MB", "kB", "sequence", E.batch_bytes),
     Curve("prefix", MEMORY, "peak", "MB", "B", "token", E.prefix_bytes),
     Curve("generated", MEMORY, "peak", "MB", "kB", "token", E.generated_bytes),
-    Curve("scored", MEMORY, "peak beside the idle engine", "MB", "B", "token", E.scored_bytes),
+    Curve(
+        *("scored", MEMORY, "peak beside the idle engine", "MB", "B", "token", E.scored_bytes),
+        grows=E.is_read_in_full_steps,
+    ),
     Curve("vocabulary", MEMORY, "peak", "MB", "B", "entry", E.vocabulary_bytes),
 )

@@ -55,8 +55,8 @@ class Fit:
         smallest value, from the first point to the last."""
         if self.slopes.ratio is not None:
             return abs(self.slopes.ratio - 1) <= WITHIN
-        grown = self.slopes.measured * (self.values[-1] - self.values[0])
-        return abs(grown) <= WITHIN * self.measured[0]
+        grown = self.slopes.measured * (self.values[-1] - self.values[self.start])
+        return abs(grown) <= WITHIN * self.measured[self.start]
 
     @property
     def squared_correlation(self) -> float | None:
@@ -108,8 +108,7 @@ def time_fit(curve: Curve, points: Points, expected: Expected) -> Fit:
     costs = [curve.expected(expected, value) for value in known]
     each = [[run["seconds"][curve.figure]["all"] for run in runs] for runs in known.values()]
     values, measured, wanted = list(known), [*map(median, each)], [cost.all for cost in costs]
-    start = sum(not curve.grows(expected, value) for value in values)
-    start = min(start, max(len(values) - LEAST, 0))
+    start = first_grown(curve, values, expected)
 
     def grown(took: Sequence[float], cost: Sequence[float]) -> Slopes:
         return slopes(values[start:], took[start:], cost[start:])
@@ -137,7 +136,15 @@ def memory_fit(curve: Curve, points: Points, expected: Expected) -> Fit:
     rest = float(np.mean(measured) - np.mean(grown))
     wanted = [rest + more for more in grown]
     ranges = [(float(min(sizes)), float(max(sizes))) for sizes in each]
-    return Fit(values, measured, ranges, wanted, 0, slopes(values, measured, grown), {})
+    start = first_grown(curve, values, expected)
+    found = slopes(values[start:], measured[start:], grown[start:])
+    return Fit(values, measured, ranges, wanted, start, found, {})
+
+
+def first_grown(curve: Curve, values: Sequence[int], expected: Expected) -> int:
+    """Index of the first point that the slope is taken from."""
+    start = sum(not curve.grows(expected, value) for value in values)
+    return min(start, max(len(values) - LEAST, 0))
 
 
 def resident(curve: Curve, run: Run) -> int:

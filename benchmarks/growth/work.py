@@ -121,6 +121,10 @@ class Expected:
         """Whether a step of so many takes longer to compute than its weights take to read."""
         return count * self.prices.token > self._reading
 
+    def is_read_in_full_steps(self, tokens: int) -> bool:
+        """Whether a text is read in several steps, each as large as steps become."""
+        return tokens > self.sizes.query
+
     def prefill(self, prefix: int) -> Cost:
         return self.text(prefix)
 
