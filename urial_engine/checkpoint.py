@@ -74,7 +74,7 @@ class Checkpoint:
         files = {info.file for info in tensors.values()}
         self._files = {file: FileIO(file) for file in files}
         for opened in self._files.values():
-            # Threads that read in turn do not look sequential, and the disk would not be read ahead.
+            # Threads that read in turn do not look sequential: the disk would not be read ahead.
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
     @classmethod
