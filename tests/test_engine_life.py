@@ -158,3 +158,59 @@ def test_info_says_what_was_opened(open_engine: Open, tiny_model: TinyModel) -> 
     assert (info["prefix_source"], info["prefix_tokens"]) == ("computed", 121)
     assert float(str(info["prefix_seconds"])) > 0
     assert info["context"] == 512
+
+
+def test_between_the_tokens_of_streams_ctrl_c_strikes_at_once(open_engine: Open) -> None:
+    """However many streams there are, and in whatever order they end."""
+    one, other = (open_engine().stream("a", EIGHT) for _ in range(2))
+    for _ in range(2):
+        next(one), next(other)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    one.close()
+    assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    assert len(list(other)) == 8 - 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_step_is_protected_after_another_stream_has_ended(
+    open_engine: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, engine = open_engine(), open_engine()
+    stream = first.stream("a", EIGHT)
+    next(stream)
+    other = engine.stream("a", EIGHT)
+    next(other)
+    stream.close()
+    press_ctrl_c_in_step(engine, monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        next(other)
+    assert blocks_in_use(engine) == 0
+    assert engine.generate("a", EIGHT)[0].finished
+
+
+def test_a_stream_that_ends_in_another_thread_leaves_ctrl_c_as_it_was(open_engine: Open) -> None:
+    stream = open_engine().stream("a", EIGHT)
+    next(stream)
+    thread = threading.Thread(target=stream.close)
+    thread.start()
+    thread.join(60)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert open_engine().generate("a", EIGHT)[0].finished
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_strikes_at_once(
+    open_engine: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine()
+
+    def pressed(batch: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("it goes on")
+
+    monkeypatch.setattr(engine.backend, "forward", pressed)
+    assert engine.generate("a", EIGHT)[0].outputs[0].finish_reason == "abort"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.fakes import FakeTokenizer
 from urial_engine.errors import ParameterError
 from urial_engine.sampling import SEEDS, SamplingParams
-from urial_engine.scheduler_batch import sample_batch
+from urial_engine.scheduler_batch import SampleBatches
 from urial_engine.scheduler_samples import Penalties, Sample
 from urial_engine.stop import StopMatcher
 
@@ -275,7 +275,7 @@ def test_penalties_count_as_a_counter_does(seen: list[int], output: list[int]) -
 def test_which_tokens_penalties_look_at(fields: dict[str, Any], expected: dict[int, int]) -> None:
     one = sample(SamplingParams(**fields), [3, 4, 5, 4], prefix=1)
     feed(one, [8, 9, 8])
-    how = sample_batch([one], [7])
+    how = SampleBatches().next([one], [7])
     assert dict(zip(how.penalty_ids.tolist(), how.penalty_counts.tolist(), strict=True)) == expected
     assert how.penalty_repeats.tolist() == [1] * len(expected)
 
@@ -287,7 +287,7 @@ def test_a_batch_says_each_thing_of_its_own_row() -> None:
         sample(SamplingParams(top_p=0.25, min_p=0.125, presence_penalty=1), [8], seed=SEEDS - 1),
     ]
     feed(rows[2], [2, 3])
-    how = sample_batch(rows, [2, 3, 3])
+    how = SampleBatches().next(rows, [2, 3, 3])
     assert how.temperature.tolist() == [0.5, 0, 0]
     assert (how.top_k.tolist(), how.top_p.tolist()) == ([3, 0, 0], [1, 1, 0.25])
     assert how.min_p.tolist() == [0, 0, 0.125]

@@ -20,7 +20,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # core: 3,000 was the aim before it was written. Llama's and Mistral's legacy tokenizer rules, the
 # gates of config.json and the checks of damaged files came to 500 more than was thought.
-BUDGETS = {"core": 3500, "oracle": 600, "thin": 1800, "native": 4000}  # code lines
+# Another 50 bought a start in a third of a second and half the memory while loading (slices of the
+# weights read and packed by all threads), and prompts that do not tokenise their prefix again.
+BUDGETS = {"core": 3550, "oracle": 600, "thin": 1800, "native": 4000}  # code lines
 # What judges the engine and is not needed to run it: the references, and single operations.
 ORACLE = ("kernels", "urial_engine/backends/reference.py")
 # Layers over the public calls that can be deleted without touching the core.

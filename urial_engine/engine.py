@@ -40,7 +40,7 @@ class Engine:
     "reference" or "auto". dtype, threads, isa: as the device has them. kv_cache_gib: None = half of
     the available memory, and no more than max_batch texts of full length can use. max_batch: how
     many samples run at the same time. max_model_len: a context shorter than the model's. chunk:
-    prompt tokens read in one step.
+    prompt tokens read in one step, and half as many while others wait for their next token.
 
     Threads may share an engine. Errors are those of `urial_engine.errors`.
     """

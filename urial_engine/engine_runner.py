@@ -32,15 +32,21 @@ class Runner:
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Nobody else works meanwhile. UrialError after `close`, and in a forked process."""
+        self._check_process()
+        with self._lock:
+            self._check_open()
+            yield
+
+    def _check_process(self) -> None:
         if os.getpid() != self._process:
             raise UrialError(
                 "this engine was opened in another process, and its threads stayed there; "
                 "open one in each process"
             )
-        with self._lock:
-            if self._closed:
-                raise UrialError("this engine is closed; open another one")
-            yield
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UrialError("this engine is closed; open another one")
 
     def run(
         self, requests: Sequence[Request], after_step: Callable[[], None] | None = None
@@ -54,12 +60,13 @@ class Runner:
             with self.exclusive():
                 for request in requests:
                     self._scheduler.submit(request)
-            while todo:
-                self._step_for(todo[-1])
-                while todo and todo[-1].finished:
-                    todo.pop()
-                if after_step is not None:
-                    after_step()
+            with _interrupts_held_back() as holder:
+                while todo:
+                    holder.work(self._step_for, todo[-1])
+                    while todo and todo[-1].finished:
+                        todo.pop()
+                    if after_step is not None:
+                        after_step()
         finally:
             for request in reversed(
                 todo
@@ -77,11 +84,12 @@ class Runner:
         with self.exclusive():
             self._scheduler.submit(request)
         try:
-            while request.events or not request.finished:
-                while request.events:
-                    yield request.events.popleft()
-                if not request.finished:
-                    self._step_for(request)
+            with _interrupts_held_back() as holder:
+                while request.events or not request.finished:
+                    while request.events:
+                        yield request.events.popleft()
+                    if not request.finished:
+                        holder.work(self._step_for, request)
             if request.error is not None:
                 raise request.error
         finally:
@@ -102,33 +110,61 @@ class Runner:
                 free()
 
     def _step_for(self, request: Request) -> None:
-        with self.exclusive():
+        self._check_process()
+        with self._lock:
+            self._check_open()
             if not request.finished:  # another caller's step may have finished it
-                with _interrupts_held_back():
-                    self._scheduler.step()
+                self._scheduler.step()
+
+
+class _Holder:
+    """A handler of Ctrl-C that lets a step come to its end first. A second one strikes at once.
+
+    It stays in place for a whole call: to set a handler takes longer than a small step may.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0  # that rely on it
+        self._working = self._pressed = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self._pressed or not self._working:
+            signal.default_int_handler(number, frame)
+        self._pressed = True
+
+    def work(self, step_for: Callable[[Request], None], request: Request) -> None:
+        """KeyboardInterrupt afterwards, where one was asked for meanwhile."""
+        self._working = True
+        try:
+            step_for(request)
+        finally:
+            pressed, self._working, self._pressed = self._pressed, False, False
+        if pressed:
+            raise KeyboardInterrupt
 
 
 @contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Ctrl-C is raised at the end. A second one strikes at once.
+def _interrupts_held_back() -> Iterator[_Holder]:
+    """While the holder that it yields works.
 
     Where another handler than Python's own is set it stays: whoever set it knows better. Threads
     other than the main one never see Ctrl-C.
     """
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    pressed: list[int] = []
-
-    def press(number: int, frame: FrameType | None) -> None:
-        pressed.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    signal.signal(signal.SIGINT, press)
+    found = signal.getsignal(signal.SIGINT) if _is_main_thread() else None
+    holder = found if isinstance(found, _Holder) else _Holder()
+    if found is signal.default_int_handler:
+        signal.signal(signal.SIGINT, holder)
+    holder.calls += 1
     try:
-        yield
+        yield holder
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if pressed:
-        raise KeyboardInterrupt
+        holder.calls -= 1
+        # A forgotten generator may end in another thread, which cannot set a handler. Then this one
+        # stays, and as nobody works it does what Python's own does.
+        last = not holder.calls and _is_main_thread()
+        if last and signal.getsignal(signal.SIGINT) is holder:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

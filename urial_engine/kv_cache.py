@@ -117,7 +117,19 @@ class KVCache:
         It may grow until its whole path has `blocks` blocks. None where they cannot be had now.
         """
         segment, run = self.match(ids, limit)
-        return self._attach(segment, run, blocks)
+        cut = run - run % self.block_size
+        parent = self._cut(segment, cut)
+        leaf = Segment(parent=parent, start=cut, live=True)
+        quota = blocks - cut // self.block_size
+        self._hold(leaf)
+        if self.available < quota:
+            self._let_go(leaf)
+            return None
+        self._promise(leaf, quota)
+        parent.children.append(leaf)
+        if run > cut:
+            self._copy_start(segment, leaf, run - cut)
+        return leaf
 
     def grow(self, leaf: Segment, end: int) -> bool:
         """Have blocks for the tokens up to `end`, which are about to be computed. Were they new?"""
@@ -150,22 +162,6 @@ class KVCache:
         for part in segment.path():
             self._pinned_blocks += 0 if part.pinned else len(part.blocks)
             part.pinned = True
-
-    def _attach(self, segment: Segment, position: int, blocks: int) -> Segment | None:
-        """A live tail that continues `segment` at `position`."""
-        cut = position - position % self.block_size
-        parent = self._cut(segment, cut)
-        leaf = Segment(parent=parent, start=cut, live=True)
-        quota = blocks - cut // self.block_size
-        self._hold(leaf)
-        if self.available < quota:
-            self._let_go(leaf)
-            return None
-        self._promise(leaf, quota)
-        parent.children.append(leaf)
-        if position > cut:
-            self._copy_start(segment, leaf, position - cut)
-        return leaf
 
     def _copy_start(self, source: Segment, leaf: Segment, tokens: int) -> None:
         """Copy the tokens of `source`'s first block, unless the copy needs that very block's room.

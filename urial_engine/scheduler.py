@@ -13,24 +13,16 @@ just now waits for that and lets others pass.
 from __future__ import annotations
 
 from collections import deque
-from itertools import islice
+from itertools import accumulate, islice
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .backends.base import F32, Backend, Sampled
+from .backends.base import F32, Backend, HeadScores, Sampled
 from .errors import CapacityError, NumericsError
 from .kv_cache import KVCache, common_run
-from .scheduler_batch import (
-    Judged,
-    Read,
-    forward_batch,
-    logprobs_at,
-    put_away,
-    sample_batch,
-    score_rows,
-)
+from .scheduler_batch import Judged, Read, SampleBatches, forward_batch, logprobs_at, put_away
 from .scheduler_requests import Generation, Request, Sequence
 from .scheduler_samples import Sample
 
@@ -53,6 +45,7 @@ class Scheduler:
         self._running: list[Sequence] = []
         self._prompts: list[Sequence] = []  # of these, that are not read to the end; oldest first
         self._cancelled: deque[Request] = deque()
+        self._how = SampleBatches()
 
     def submit(self, request: Request) -> None:
         """CapacityError as `check` says."""
@@ -93,9 +86,10 @@ class Scheduler:
     # What to read
 
     def _plan(self) -> list[Read]:
-        self._admit()
+        if self._waiting:
+            self._admit()
         assert self._running or not self._waiting
-        given = self._share_out()
+        given = self._share_out() if self._prompts else {}
         for s in self._running:
             grown = self._cache.grow(s.leaf, s.leaf.end + given.get(s, 1))  # one, of a sample
             if grown or not s.table:
@@ -180,11 +174,12 @@ class Scheduler:
 
         Returns the samples whose next token is due, and the rows [M, C] that choose them.
         """
-        ends = np.cumsum([len(read.ids) for read in plan])
-        self._score(put_away(plan, np.split(hidden, ends[:-1])))
+        ends = list(accumulate(len(ids) for _, _, ids in plan))
+        pieces = [hidden[end - len(ids) : end] for (_, _, ids), end in zip(plan, ends, strict=True)]
+        self._score(put_away(plan, pieces))
         self._prompts = [s for s in self._prompts if s.pending]
         due, rows = [], []
-        for (sequence, _, _), end in zip(plan, ends.tolist(), strict=True):
+        for (sequence, _, _), end in zip(plan, ends, strict=True):
             if sequence.pending or sequence.request.finished:
                 continue
             if sequence.sample is None:
@@ -210,7 +205,8 @@ class Scheduler:
                 self._fail(item.request, error, item.first + error.row - before)
             else:
                 for item, end in zip(group, ends, strict=True):
-                    item.scored.parts.append(score_rows(scores, end - len(item.targets), end))
+                    rows = slice(end - len(item.targets), end)
+                    item.scored.parts.append(HeadScores._make(column[rows] for column in scores))
                 judged = [item for item in judged if item.scored.top_k != top_k]
             judged = [item for item in judged if not item.request.finished]
 
@@ -218,7 +214,7 @@ class Scheduler:
         """The next token of each sample, from the hidden state [M, C] of the token before."""
         while chosen:
             samples = [sequence.sample for sequence in chosen if sequence.sample is not None]
-            how = sample_batch(samples, [len(sequence.ids) for sequence in chosen])
+            how = self._how.next(samples, [len(sequence.ids) for sequence in chosen])
             try:
                 sampled = self._backend.next_tokens(hidden, how)
             except NumericsError as error:

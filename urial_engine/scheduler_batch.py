@@ -3,9 +3,8 @@ come out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Items
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -27,16 +26,16 @@ class Read(NamedTuple):
 
 
 def forward_batch(plan: list[Read]) -> Batch:
-    """The arrays of one forward call."""
-    spans = [range(start, start + len(ids)) for _, start, ids in plan]
+    """The arrays of one forward call, made by few kinds of calls: the weights have driven all code
+    out of the processor's caches, and what is called first takes many times as long as the next."""
+    tokens = [token for _, _, ids in plan for token in ids]
+    positions = [start + i for _, start, ids in plan for i in range(len(ids))]
+    rows = [row for row, (_, _, ids) in enumerate(plan) for _ in ids]
+    token_ids, at, sequences = (np.array(x, np.int32) for x in (tokens, positions, rows))  # [T]
     width = max([len(s.table) for s, _, _ in plan])
     tables = b"".join([s.table.ljust(width, b"\0") for s, _, _ in plan])
-    return Batch(
-        token_ids=np.array([token for _, _, ids in plan for token in ids], np.int32),
-        positions=np.array([position for span in spans for position in span], np.int32),
-        sequences=np.arange(len(plan), dtype=np.int32).repeat([len(ids) for _, _, ids in plan]),
-        block_tables=np.frombuffer(tables, np.int32).reshape(len(plan), -1),  # [B, blocks]
-    )
+    block_tables = np.ndarray((len(plan), width // 4), np.int32, tables)  # [B, blocks]
+    return Batch(token_ids, at, sequences, block_tables)
 
 
 class Judged(NamedTuple):
@@ -64,28 +63,43 @@ def put_away(plan: list[Read], pieces: list[F32]) -> list[Judged]:
     return [item for item in judged if item.targets]
 
 
-def score_rows(scores: HeadScores, start: int, end: int) -> HeadScores:
-    """Rows start .. end of them."""
-    return HeadScores._make(column[start:end] for column in scores)
+class SampleBatches:
+    """How to choose the next tokens of M samples, step after step.
 
+    For the same samples as before only what can have changed is made again.
+    """
 
-def sample_batch(samples: Items[Sample], positions: Items[int]) -> SampleBatch:
-    """How to choose the next token, at its absolute position, of each of M samples."""
-    settings = np.frombuffer(b"".join([s.settings for s in samples]), SETTINGS)  # [M]
-    ids, ids_offsets = _ragged([s.penalties.ids if s.penalties else NOTHING for s in samples])
-    counts, _ = _ragged([s.penalties.counts if s.penalties else NOTHING for s in samples])
-    banned, banned_offsets = _ragged([s.banned for s in samples])
-    return SampleBatch(
-        **{name: settings[name] for name in SETTINGS.fields or ()},
-        position=np.array(positions, np.uint32),
-        penalty_offsets=ids_offsets,
-        penalty_ids=ids,
-        penalty_repeats=np.ones(len(ids), np.uint8),
-        penalty_counts=counts,
-        banned_offsets=banned_offsets,
-        banned_ids=banned,
-        top_logprobs=max([s.top_logprobs for s in samples]),
-    )
+    def __init__(self) -> None:
+        self._samples: list[Sample] = []
+        self._settings: dict[str, Any] = {}
+        self._batch: SampleBatch | None = None  # the last one, if only positions change in it
+
+    def next(self, samples: list[Sample], positions: list[int]) -> SampleBatch:
+        """For the tokens at these absolute positions [M]."""
+        if samples != self._samples:
+            records = np.frombuffer(b"".join([s.settings for s in samples]), SETTINGS)  # [M]
+            self._settings = {name: records[name].copy() for name in SETTINGS.fields or ()}
+            self._samples, self._batch = samples, None
+        place = np.array(positions, np.uint32)
+        if self._batch is not None:
+            return self._batch._replace(position=place)
+        ids, ids_offsets = _ragged([s.penalties.ids if s.penalties else NOTHING for s in samples])
+        counts, _ = _ragged([s.penalties.counts if s.penalties else NOTHING for s in samples])
+        banned, banned_offsets = _ragged([s.banned for s in samples])
+        batch = SampleBatch(
+            **self._settings,
+            position=place,
+            penalty_offsets=ids_offsets,
+            penalty_ids=ids,
+            penalty_repeats=np.ndarray(len(ids), np.uint8, b"\1" * len(ids)),
+            penalty_counts=counts,
+            banned_offsets=banned_offsets,
+            banned_ids=banned,
+            top_logprobs=max([s.top_logprobs for s in samples]),
+        )
+        if not any(s.penalties is not None or s.params.min_tokens for s in samples):
+            self._batch = batch
+        return batch
 
 
 def _ragged(rows: list[I32]) -> tuple[I32, I32]:
