@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -114,13 +117,38 @@ def test_threads_pass_on_each_row_once(
         weights.read(EMBEDDING)
 
 
-def test_an_error_in_a_thread_is_that_of_loading(tiny_model: TinyModel) -> None:
+def test_an_error_in_a_thread_ends_loading(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("urial_engine.weights.SLICE", 4096)
     folder = tiny_model()
-    weights = open_weights(folder)
     with (folder / "model.safetensors").open("r+b") as handle:
+        weights = open_weights(folder)
         handle.truncate(5000)
+    taken: list[str] = []
+
+    def take(name: str, *_: object) -> None:
+        taken.append(name)
+        time.sleep(0.01)
+
     with pytest.raises(CheckpointError, match="ends at byte 5000: it was cut while open"):
-        weights.load(lambda *_: None, 2)
+        weights.load(take, 2)
+    assert len(taken) < 5
+
+
+def test_ctrl_c_ends_loading(tiny_model: TinyModel) -> None:
+    taken: list[str] = []
+
+    def take(name: str, *_: object) -> None:
+        taken.append(name)
+        if len(taken) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+
+    weights = open_weights(tiny_model())
+    with pytest.raises(KeyboardInterrupt):
+        weights.load(take, 1)
+    assert len(taken) < len(weights.shapes) / 2
 
 
 def test_one_error_lists_everything(tiny_model: TinyModel) -> None:

@@ -118,8 +118,11 @@ class Weights:
                 take(name, first, self._read(name, first, end, buffer))
 
         with ThreadPoolExecutor(threads) as pool:
-            for worker in [pool.submit(work) for _ in range(threads)]:
-                worker.result()
+            try:
+                for worker in [pool.submit(work) for _ in range(threads)]:
+                    worker.result()
+            finally:
+                list(slices)  # after an error, or Ctrl-C, nobody begins with another
         self.finish()
 
     def _slices(self, name: str) -> list[tuple[int, int]]:
