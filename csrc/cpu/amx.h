@@ -1,35 +1,99 @@
 // The inner kernel on AMX: tiles of 16 rows x 16 columns, 32 k an instruction. A packed panel
 // already is two tiles side by side.
 //
-// A tile instruction adds a whole group of 32 k in an order of its own, the same for every row, so
-// this rung uses it for one row as for a thousand: another instruction for small batches would
-// round differently.
+// A tile instruction adds the even and the odd k of a group of 32 by themselves, each with a fused
+// multiply-add, then both, then what stood there, and takes denormal numbers for zero (its
+// description in Intel's Software Developer's Manual). That can be said in vector instructions bit
+// for bit, and few rows are: they come at the speed of the memory, for which a tile load is no help.
 #pragma once
 #include "policy.h"
 
 namespace urial::cpu::URIAL_RUNG {
 
+// The sums of a tile instruction, for the inner kernel of vectors. The running sum stays in memory:
+// it is needed once a group.
+struct TileOrder : Isa {
+  using X = uint16_t;
+  using Wt = uint16_t;
+  static constexpr int kStep = 2, kParts = 2;
+  static constexpr int kSums = 12;
+  static F weights(const Wt* p, int part) { return part == 0 ? first(p) : second(p); }
+  static F broadcast(const X* p, int part) { return set1(bf16_to_f32(p[part])); }
+
+  struct Sum {
+    F even, odd;
+
+    void begin(float* at, bool more) {
+      if (!more) store(at, zero());
+      even = odd = zero();
+    }
+    void add(F x, F w, int part) { (part == 0 ? even : odd) = fma(x, w, part == 0 ? even : odd); }
+    void group(float* at) {
+      store(at, Isa::add(load(at), Isa::add(even, odd)));
+      even = odd = zero();
+    }
+    void end(float*) const {}
+  };
+};
+
+// Denormal numbers are zero, as operands and as results, as long as this lives.
+class NoDenormals {
+ public:
+  NoDenormals() : before_(_mm_getcsr()) {
+    constexpr unsigned kFlush = 0x8000, kAreZero = 0x0040;
+    set(before_ | kFlush | kAreZero);
+  }
+  ~NoDenormals() { set(before_); }
+
+ private:
+  // What is computed from memory and goes to memory stays on its side of this.
+  static void set(unsigned control) { __asm__ volatile("ldmxcsr %0" : : "m"(control) : "memory"); }
+  const unsigned before_;
+};
+
 template <>
 struct Inner<Bf16> {
   static constexpr int kRows = 32, kTileRows = 16;
   static constexpr bool kHasRoom = true;  // see matmul.h
-  const void* next = nullptr;
   Fetch fetch;
 
   ~Inner() {
     if (configured_) _tile_release();
   }
 
-  void operator()(int m, const uint16_t* x, ptrdiff_t x_stride, const uint16_t* w, int steps,
-                  bool more, float* out, ptrdiff_t out_stride) {
-    (*this)(m, x, x_stride, w, steps, more, out, out_stride, [] {});
+  static constexpr int at_once(int m) { return together<TileOrder>(m); }
+
+  void panels(int m, const uint16_t* x, ptrdiff_t x_stride, const Panels<uint16_t>& w, int steps,
+              const Ahead& next, bool more, const Sums& out) {
+    panels(m, x, x_stride, w, steps, next, more, out, [] {});
+  }
+  // `meanwhile` is called with each group of 32 k.
+  template <class Meanwhile>
+  void panels(int m, const uint16_t* x, ptrdiff_t x_stride, const Panels<uint16_t>& w, int steps,
+              const Ahead& next, bool more, const Sums& out, Meanwhile&& meanwhile) {
+    if (m <= kFewRows) {
+      const NoDenormals as_tiles_do;
+      return micro_rows<TileOrder, kFewRows>(m, x, x_stride, w, steps, next, more, out);
+    }
+    for (int p = 0; p < w.count; ++p)
+      multiply(m, x, x_stride, w.at + p * w.stride, steps, next.at ? next.panel(p) : nullptr, more,
+               out.at + p * out.panel, out.row, meanwhile);
   }
 
-  // out[m][0..31] = sum over k of x[m][k] w[k][0..31] for m <= 32 rows, and what stands in out with
-  // `more`: tiles 0-3 sums, 4-5 rows, 6-7 columns. `meanwhile` is called with each group of 32 k.
+  template <class Tile>
+  static void tiles(int rows, Tile&& f) {
+    for (int row = 0; row < rows; row += kRows) f(row, rows - row < kRows ? rows - row : kRows);
+  }
+
+ private:
+  // The most rows that take two panels at once, which is what makes vectors the faster way.
+  static constexpr int kFewRows = 3;
+
+  // One panel: tiles 0-3 sums, 4-5 rows, 6-7 columns. Asks for what is at `next`.
   template <class Meanwhile>
-  void operator()(int m, const uint16_t* x, ptrdiff_t x_stride, const uint16_t* w, int steps,
-                  bool more, float* out, ptrdiff_t out_stride, Meanwhile&& meanwhile) {
+  void multiply(int m, const uint16_t* x, ptrdiff_t x_stride, const uint16_t* w, int steps,
+             const char* next, bool more, float* out, ptrdiff_t out_stride,
+             Meanwhile& meanwhile) {
     configure(m);
     settle();
     const ptrdiff_t x_bytes = x_stride * 2, out_bytes = out_stride * 4;
@@ -57,7 +121,7 @@ struct Inner<Bf16> {
         _tile_zero(3);
       }
       for (int g = 0; g < groups; ++g, x += kPanel, lower += kPanel, w += kGroup) {
-        next ? stream(groups, g) : coming.some<Isa>(coming.lines);
+        next ? stream(next, groups, g) : coming.some<Isa>(coming.lines);
         _tile_loadd(4, x, x_bytes);
         _tile_loadd(6, w, kW);
         _tile_loadd(7, w + kPanel, kW);
@@ -72,7 +136,7 @@ struct Inner<Bf16> {
       _tile_stored(3, lower_out + kTileRows, out_bytes);
     } else {
       for (int g = 0; g < groups; ++g, x += kPanel, w += kGroup) {
-        next ? stream(groups, g) : coming.some<Isa>(coming.lines);
+        next ? stream(next, groups, g) : coming.some<Isa>(coming.lines);
         _tile_loadd(4, x, x_bytes);
         _tile_loadd(6, w, kW);
         _tile_loadd(7, w + kPanel, kW);
@@ -85,12 +149,6 @@ struct Inner<Bf16> {
     _tile_stored(1, out + kTileRows, out_bytes);
   }
 
-  template <class Tile>
-  static void tiles(int rows, Tile&& f) {
-    for (int row = 0; row < rows; row += kRows) f(row, rows - row < kRows ? rows - row : kRows);
-  }
-
- private:
   struct Config {
     uint8_t palette = 1, start = 0, reserved[14] = {};
     uint16_t bytes[16] = {};
@@ -113,9 +171,9 @@ struct Inner<Bf16> {
 
   // What comes next, at eight places at once: a processor fetches ahead by itself within a page
   // only, and this hides the waits at the pages' beginnings.
-  void stream(int groups, int g) const {
+  static void stream(const char* next, int groups, int g) {
     constexpr int kStreams = 8, kBytes = 2 * kTileRows * 64 / kStreams;  // of each with a group
-    const char* at = static_cast<const char*>(next) + g * kBytes;
+    const char* at = next + g * kBytes;
     for (int s = 0; s < kStreams; ++s, at += groups * kBytes)
       for (int line = 0; line < kBytes; line += 64) Isa::prefetch_far(at + line);
   }

@@ -216,6 +216,9 @@ class Tile {
     }
   }
 
+  // So few queries that its keys are read at the speed of the memory.
+  static bool few(const Run& run) { return Inner<P>::at_once(run.queries) > 1; }
+
   // The runs of one block among the queries [first, first + count), of which seen[i] is what the
   // i-th sees of the unit; returns how many.
   int runs(int block, const Span* seen, int first, int count, Run* to) const {
@@ -239,30 +242,42 @@ class Tile {
     return n;
   }
 
-  // Scores of a run's queries against its keys. `fresh`: its values come from memory, next.
-  void score(Inner<P>& inner, const Run& run, int first, bool fresh, float* scores) const {
-    const auto* keys = reinterpret_cast<const Wt*>(run.block);
+  const Wt* keys(const Run& run) const {
+    return reinterpret_cast<const Wt*>(run.block) + size_t(run.keys.begin) * width_;
+  }
+  const Wt* values(const Run& run) const {
+    return reinterpret_cast<const Wt*>(run.block + layout_.key_bytes) + run.keys.begin * kPanel;
+  }
+  // From a panel of 32 keys to the next, and from the values of 32 dimensions to the next.
+  ptrdiff_t key_stride() const { return ptrdiff_t(kPanel) * width_; }
+  static constexpr ptrdiff_t kValueStride = ptrdiff_t(kPanel) * kBlock;
+  Ahead ahead_keys(const Run& run) const {
+    return {keys(run), key_stride() * ptrdiff_t(sizeof(Wt))};
+  }
+  Ahead ahead_values(const Run& run) const {
+    return {values(run), kValueStride * ptrdiff_t(sizeof(Wt))};
+  }
+
+  // Scores of a run's queries against its keys; `next` is read after them.
+  void score(Inner<P>& inner, const Run& run, int first, const Ahead& next, float* scores) const {
     Inner<P>::tiles(run.queries, [&](int row, int rows) {
       const int query = run.query + row;
-      for (int k = run.keys.begin; k < run.keys.end; k += kPanel) {
-        const Wt* panel = keys + size_t(k) * width_;
-        inner.next = fresh && row == 0 ? panel + size_t(kBlock) * width_ : nullptr;
-        inner(rows, q_ + size_t(first + query) * width_, width_, panel, width_ / P::kStep, false,
-              scores + query * kScores + run.slot * kBlock + k, kScores);
-      }
+      inner.panels(rows, q_ + size_t(first + query) * width_, width_,
+                   {keys(run), key_stride(), (run.keys.end - run.keys.begin) / kPanel},
+                   width_ / P::kStep, row == 0 ? next : Ahead{}, false,
+                   {scores + query * kScores + run.slot * kBlock + run.keys.begin, kScores, kPanel});
     });
-    inner.next = nullptr;
   }
 
   // out += a run's weights times its values.
-  void weigh(Inner<P>& inner, const Run& run, const typename P::X* weights, float* out) const {
-    const auto* values = reinterpret_cast<const Wt*>(run.block + layout_.key_bytes);
+  void weigh(Inner<P>& inner, const Run& run, const typename P::X* weights, const Ahead& next,
+             float* out) const {
     Inner<P>::tiles(run.queries, [&](int row, int rows) {
       const int query = run.query + row;
-      for (int d = 0; d < width_; d += kPanel)
-        inner(rows, weights + query * kWeights + run.slot * kBlock + run.keys.begin, kWeights,
-              values + size_t(d) * kBlock + run.keys.begin * kPanel,
-              (run.keys.end - run.keys.begin) / P::kStep, true, out + query * width_ + d, width_);
+      inner.panels(rows, weights + query * kWeights + run.slot * kBlock + run.keys.begin, kWeights,
+                   {values(run), kValueStride, width_ / kPanel},
+                   (run.keys.end - run.keys.begin) / P::kStep, row == 0 ? next : Ahead{}, true,
+                   {out + query * width_, width_, kPanel});
     });
   }
 
@@ -283,12 +298,18 @@ class Tile {
       n += this->runs(unit * kUnit + b, seen, first, count, runs + n);
     for (int i = 0; i < n; ++i) {
       // What other queries of the tile have read before lies in a cache; the rest comes from
-      // memory: the keys of the next run, and the values of this one.
+      // memory.
       const bool fresh = first == 0 || runs[i].queries < count;
-      if (fresh && i + 1 < n)
-        Fetch::of(runs[i + 1].block, layout_.key_bytes, 1)
-            .template some<P>(int(layout_.key_bytes / 64));
-      score(inner, runs[i], first, fresh, scores);
+      Ahead next;
+      if (fresh && few(runs[i])) {
+        next = i + 1 < n ? ahead_keys(runs[i + 1]) : ahead_values(runs[0]);
+      } else if (fresh) {
+        if (i + 1 < n)
+          Fetch::of(runs[i + 1].block, layout_.key_bytes, 1)
+              .template some<P>(int(layout_.key_bytes / 64));
+        next = ahead_values(runs[i]);
+      }
+      score(inner, runs[i], first, next, scores);
     }
     const auto row = [&](int i) { return Softmax<P>(scores + i * kScores, seen[i]); };
     for (int i = 0; i < count; ++i) max[i] = seen[i].empty() ? kNothing : row(i).largest();
@@ -298,7 +319,9 @@ class Tile {
     }
     const auto* weights = reinterpret_cast<const typename P::X*>(scores);
     for (int i = 0; i < count * width_; ++i) out[i] = 0;
-    for (int i = 0; i < n; ++i) weigh(inner, runs[i], weights, out);
+    for (int i = 0; i < n; ++i)
+      weigh(inner, runs[i], weights,
+            few(runs[i]) && i + 1 < n ? ahead_values(runs[i + 1]) : Ahead{}, out);
     found(Weighted{max, sum, out});
   }
 

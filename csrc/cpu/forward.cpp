@@ -134,6 +134,7 @@ class Model::Pass {
   void look_ahead(int thread, MatmulArgs& args, const Matrix& after) const {
     args.last = m_.team_.range_of(thread, args.w.panels()).end - 1;
     args.then = after.w.panel(m_.team_.range_of(thread, after.w.panels()).begin);
+    args.then_stride = ptrdiff_t(after.w.panel_bytes());
   }
   // A thread's own rows of a product: only it has made them, and only it reads what comes of them.
   void own_rows(int thread, MatmulArgs args) {

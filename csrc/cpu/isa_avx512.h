@@ -48,6 +48,8 @@ struct Isa {
     return _mm512_castsi512_ps(
         _mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(int(0xffff0000))));
   }
+  // The two cache lines of a step of a panel.
+  static void prefetch_step(const char* p) { prefetch(p), prefetch(p + 64); }
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
   static void prefetch_far(const void* p) {
     _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);

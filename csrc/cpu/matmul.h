@@ -1,47 +1,117 @@
-// The one inner kernel: up to MR rows times a panel of 32 columns, k in order. Weights, keys and
+// The one inner kernel: up to MR rows times panels of 32 columns, k in order. Weights, keys and
 // values all come through here.
 #pragma once
 #include "policy.h"
 
 namespace urial::cpu::URIAL_RUNG {
 
-// out[m][0..31] = sum over k of x[m][k] w[k][0..31], for M rows; with `more`, the sums go on from
-// what stands in out. Few rows take a whole panel of columns at once: their sums are then enough to
-// hide the latency of an addition, and the panel is read in one sweep.
-template <class P, int M>
-inline void micro(const typename P::X* x, ptrdiff_t x_stride, const typename P::Wt* w, int steps,
-                  ptrdiff_t ahead, bool more, float* out, ptrdiff_t out_stride) {
+// Where the inner kernel will read next, as much as now, when that comes from memory: a panel, and
+// the others `stride` bytes further each. Null where it is in a cache already.
+struct Ahead {
+  const void* at = nullptr;
+  ptrdiff_t stride = 0;
+
+  const char* panel(int i) const { return static_cast<const char*>(at) + i * stride; }
+};
+
+// Panels beside each other, `stride` elements from one to the next.
+template <class Wt>
+struct Panels {
+  const Wt* at;
+  ptrdiff_t stride;
+  int count;
+
+  Panels from(int i) const { return {at + i * stride, stride, count - i}; }
+};
+
+// Where sums go: rows `row` apart, the columns of a panel beside each other, and `panel` from one
+// panel's to the next's.
+struct Sums {
+  float* at;
+  ptrdiff_t row, panel;
+
+  Sums from(int m, int p) const { return {at + m * row + p * panel, row, panel}; }
+};
+
+// Steps of k that are done together: 2 KB of a panel, and as far ahead as memory is asked for.
+constexpr int kGroup = 16;
+
+// out[m][p][0..31] = sum over k of x[m][k] w[p][k][0..31], for M rows and S panels; with `more`,
+// the sums go on from what stands in out. Several panels at once are several streams from memory,
+// which is faster than one (docs/performance.md).
+template <class P, int M, int S>
+inline void micro(const typename P::X* x, ptrdiff_t x_stride, const Panels<typename P::Wt>& w, int steps,
+                  const Ahead& next, bool more, const Sums& out) {
   constexpr int kStride = kPanel * P::kStep;  // elements of w from one step to the next
-  constexpr int NV = M <= P::kWideRows ? kPanel / P::W : P::NV;
+  constexpr int NV = S > 1 || M <= P::kWideRows ? kPanel / P::W : P::NV;
   for (int column = 0; column < kPanel; column += NV * P::W) {
-    typename P::F acc[M][NV];
+    typename P::Sum sums[M][S][NV];
+    const auto place = [&](int m, int p, int v) {
+      return out.at + m * out.row + p * out.panel + column + v * P::W;
+    };
     for (int m = 0; m < M; ++m)
-      for (int v = 0; v < NV; ++v)
-        acc[m][v] = more ? P::load(out + m * out_stride + column + v * P::W) : P::zero();
-    const typename P::Wt* at = w + column * P::kStep;
-    for (int s = 0; s < steps; ++s, at += kStride) {
-      P::prefetch(reinterpret_cast<const char*>(at) + ahead);
-      // A part of the step for all rows before the next part: its weights need few registers.
-      for (int part = 0; part < P::kParts; ++part) {
-        decltype(P::weights(at, part)) weights[NV];
-        for (int v = 0; v < NV; ++v) weights[v] = P::weights(at + v * P::W * P::kStep, part);
-        for (int m = 0; m < M; ++m) {
-          const auto b = P::broadcast(x + m * x_stride + s * P::kStep, part);
-          for (int v = 0; v < NV; ++v) acc[m][v] = P::dot(acc[m][v], b, weights[v]);
+      for (int p = 0; p < S; ++p)
+        for (int v = 0; v < NV; ++v) sums[m][p][v].begin(place(m, p, v), more);
+    for (int group = 0; group < steps; group += kGroup) {
+      const typename P::Wt* at[S];
+      const char* ahead[S];
+      for (int p = 0; p < S; ++p) {
+        at[p] = w.at + p * w.stride + group * kStride + column * P::kStep;
+        const auto* soon = at[p] + (group + kGroup < steps ? kGroup * kStride : 0);
+        ahead[p] = group + kGroup == steps && next.at ? next.panel(p)
+                                                      : reinterpret_cast<const char*>(soon);
+      }
+      for (int s = 0; s < kGroup; ++s) {
+        // A part of the step for all rows before the next part: its weights need few registers.
+        for (int part = 0; part < P::kParts; ++part) {
+          decltype(P::weights(at[0], part)) weights[S][NV];
+          for (int p = 0; p < S; ++p) {
+            if (part == 0) P::prefetch_step(ahead[p] + s * kStride * sizeof(typename P::Wt));
+            for (int v = 0; v < NV; ++v)
+              weights[p][v] = P::weights(at[p] + s * kStride + v * P::W * P::kStep, part);
+          }
+          for (int m = 0; m < M; ++m) {
+            const auto b = P::broadcast(x + m * x_stride + (group + s) * P::kStep, part);
+            for (int p = 0; p < S; ++p)
+              for (int v = 0; v < NV; ++v) sums[m][p][v].add(b, weights[p][v], part);
+          }
         }
       }
+      for (int m = 0; m < M; ++m)
+        for (int p = 0; p < S; ++p)
+          for (int v = 0; v < NV; ++v) sums[m][p][v].group(place(m, p, v));
     }
     for (int m = 0; m < M; ++m)
-      for (int v = 0; v < NV; ++v) P::store(out + m * out_stride + column + v * P::W, acc[m][v]);
+      for (int p = 0; p < S; ++p)
+        for (int v = 0; v < NV; ++v) sums[m][p][v].end(place(m, p, v));
   }
 }
 
-// Any number of rows up to MR, by the kernel for exactly that many.
-template <class P, int M = P::MR>
-inline void micro_rows(int m, const typename P::X* x, ptrdiff_t x_stride, const typename P::Wt* w,
-                       int steps, ptrdiff_t ahead, bool more, float* out, ptrdiff_t out_stride) {
-  if (m == M) return micro<P, M>(x, x_stride, w, steps, ahead, more, out, out_stride);
-  if constexpr (M > 1) micro_rows<P, M - 1>(m, x, x_stride, w, steps, ahead, more, out, out_stride);
+// How many panels M rows take at once: as many as leave their sums in registers.
+template <class P>
+constexpr int together(int m) {
+  const int fit = P::kSums / (m * (kPanel / P::W));
+  return fit > kTogether ? kTogether : fit < 1 ? 1 : fit;
+}
+
+// All panels of w for M rows, S at once.
+template <class P, int M, int S>
+inline void micro_panels(const typename P::X* x, ptrdiff_t x_stride, Panels<typename P::Wt> w, int steps,
+                         const Ahead& next, bool more, Sums out) {
+  for (; w.count >= S; w = w.from(S), out = out.from(0, S)) {
+    const Ahead beside{w.at + S * w.stride, w.stride * ptrdiff_t(sizeof(typename P::Wt))};
+    micro<P, M, S>(x, x_stride, w, steps, w.count > S && next.at ? beside : next, more, out);
+  }
+  if constexpr (S > 1)
+    if (w.count > 0) micro_panels<P, M, S - 1>(x, x_stride, w, steps, next, more, out);
+}
+
+// Any number of rows up to M, by the kernel for exactly that many.
+template <class P, int M>
+inline void micro_rows(int m, const typename P::X* x, ptrdiff_t x_stride, const Panels<typename P::Wt>& w,
+                       int steps, const Ahead& next, bool more, const Sums& out) {
+  if (m == M) return micro_panels<P, M, together<P>(M)>(x, x_stride, w, steps, next, more, out);
+  if constexpr (M > 1) micro_rows<P, M - 1>(m, x, x_stride, w, steps, next, more, out);
 }
 
 // Memory that the inner kernel brings nearer while it works, a part of it with each call.
@@ -67,23 +137,24 @@ struct Inner {
   // Whether vector instructions run beside the kernel's own, so that a little other work is done
   // for nothing meanwhile.
   static constexpr bool kHasRoom = false;
-  // Where the kernel will read next, as much as now, when that comes from memory; null where it is
-  // in a cache already.
-  const void* next = nullptr;
   Fetch fetch;
 
-  void operator()(int m, const typename P::X* x, ptrdiff_t x_stride, const typename P::Wt* w,
-                  int steps, bool more, float* out, ptrdiff_t out_stride) {
-    (*this)(m, x, x_stride, w, steps, more, out, out_stride, [] {});
+  // How many panels m rows take at once.
+  static constexpr int at_once(int m) { return together<P>(m); }
+
+  // out[m][p] = x[m] w[p] for m <= kRows rows and the panels of w.
+  void panels(int m, const typename P::X* x, ptrdiff_t x_stride,
+              const Panels<typename P::Wt>& w, int steps, const Ahead& next, bool more,
+              const Sums& out) {
+    panels(m, x, x_stride, w, steps, next, more, out, [] {});
   }
   // `meanwhile` is called now and then where kHasRoom.
   template <class Meanwhile>
-  void operator()(int m, const typename P::X* x, ptrdiff_t x_stride, const typename P::Wt* w,
-                  int steps, bool more, float* out, ptrdiff_t out_stride, Meanwhile&&) {
+  void panels(int m, const typename P::X* x, ptrdiff_t x_stride,
+              const Panels<typename P::Wt>& w, int steps, const Ahead& next, bool more,
+              const Sums& out, Meanwhile&&) {
     fetch.template some<P>(fetch.lines);
-    // As far ahead as one row's kernel reads in the latency of the memory, while w is one stream.
-    constexpr ptrdiff_t kAhead = 1024;
-    micro_rows<P>(m, x, x_stride, w, steps, next ? kAhead : 0, more, out, out_stride);
+    micro_rows<P, P::MR>(m, x, x_stride, w, steps, next, more, out);
   }
   // Rows in equal tiles of at most kRows: f(first row, rows).
   template <class Tile>
@@ -159,12 +230,32 @@ struct Blocks {
   }
 };
 
+// Few rows: several panels at once, at the speed of the memory.
+template <class P>
+void matmul_few(const MatmulArgs& a, int panel_begin, int panel_end) {
+  const auto* x = static_cast<const typename P::X*>(a.x);
+  const ptrdiff_t bytes = ptrdiff_t(a.w.panel_bytes()), rows = a.m * kPanel;
+  const int most = Inner<P>::at_once(a.m);
+  alignas(64) float sums[kTogether * Inner<P>::kRows * kPanel];
+  Inner<P> inner;
+  for (int p = panel_begin, count; p < panel_end; p += count) {
+    count = panel_end - p < most ? panel_end - p : most;
+    const bool over = p <= a.last && a.last < p + count;
+    const Ahead next = over ? Ahead{a.then, a.then_stride} : Ahead{a.w.panel(p + count), bytes};
+    const auto* w = static_cast<const typename P::Wt*>(a.w.panel(p));
+    inner.panels(a.m, x, a.x_stride, {w, bytes / ptrdiff_t(sizeof *w), count}, a.w.steps(), next,
+                 false, {sums, kPanel, rows});
+    for (int i = 0; i < count; ++i) Finished<P>{&a, p + i, 0, a.m, sums + i * rows}.all();
+  }
+}
+
 template <class P>
 void matmul(const MatmulArgs& a, int panel_begin, int panel_end) {
+  constexpr int kRows = Inner<P>::kRows;
+  if (a.m <= kRows && Inner<P>::at_once(a.m) > 1) return matmul_few<P>(a, panel_begin, panel_end);
   const auto* x = static_cast<const typename P::X*>(a.x);
   const Blocks<P> blocks(a);
   const int steps = a.w.steps();
-  constexpr int kRows = Inner<P>::kRows;
   constexpr int kStride = kPanel * P::kStep;  // elements of a panel from one step to the next
   alignas(64) float sums[(Blocks<P>::kMostRows + kRows) * kPanel];
   Inner<P> inner;
@@ -181,12 +272,12 @@ void matmul(const MatmulArgs& a, int panel_begin, int panel_end) {
         // goes; with several, that comes while they are busy with this one.
         const size_t elements = size_t(count) * kStride;
         const void* next = s + count == steps && p == a.last ? a.then : part + elements;
-        inner.next = single ? next : nullptr;
         if (!single) inner.fetch = Fetch::of(next, elements * sizeof(*w), rows / kRows);
         Inner<P>::tiles(rows, [&](int row, int tile_rows) {
           float* tile = sums + (single ? p % 2 * kRows : row) * kPanel;
-          inner(tile_rows, x + (row0 + row) * a.x_stride + s * P::kStep, a.x_stride, part, count,
-                s > 0, tile, kPanel, [&] { finished.some(4); });
+          inner.panels(tile_rows, x + (row0 + row) * a.x_stride + s * P::kStep, a.x_stride,
+                       {part, 0, 1}, count, {single ? next : nullptr}, s > 0, {tile, kPanel, 0},
+                       [&] { finished.some(4); });
           finished.all();
           if (s + count == steps) finished = {&a, p, row0 + row, tile_rows, tile};
           if (!Inner<P>::kHasRoom) finished.all();

@@ -1,6 +1,8 @@
 // How a packed dtype meets an instruction set. A policy says what an activation is (X), what a
 // weight is (Wt), how many k one step takes, in how many parts it takes them one after the other,
-// and how to add a part's product to an accumulator. Everything else is written once, against a
+// and how products are added up: Sum is one vector of columns, which begins at 0 or at what stands in
+// memory, adds a part's product, and may do something after each group of 32 bytes of k (kGroup
+// steps). kSums is how many of them fit in registers. Everything else is written once, against a
 // policy.
 //
 // What an Isa must offer (isa_*.h): F, a vector of W floats; a micro tile of MR rows by NV vectors
@@ -17,6 +19,20 @@
 
 namespace urial::cpu::URIAL_RUNG {
 
+// One product after the other, in k's order.
+template <class P>
+struct InOrder {
+  typename P::F sum;
+
+  void begin(const float* at, bool more) { sum = more ? P::load(at) : P::zero(); }
+  template <class X, class W>
+  void add(X x, W w, int) {
+    sum = P::dot(sum, x, w);
+  }
+  void group(float*) {}
+  void end(float* at) const { P::store(at, sum); }
+};
+
 // fp32 weights and activations.
 struct F32 : Isa {
   using X = float;
@@ -26,6 +42,8 @@ struct F32 : Isa {
   static F weights(const Wt* p, int) { return load(p); }
   static F broadcast(const X* p, int) { return set1(*p); }
   static F dot(F acc, F x, F w) { return fma(x, w, acc); }
+  using Sum = InOrder<F32>;
+  static constexpr int kSums = MR * NV;
   static void store_x(X* p, F v) { store(p, v); }
   static X to_x(float v) { return v; }
   static Wt to_wt(float v) { return v; }
@@ -45,6 +63,8 @@ struct Bf16 : Isa {
     return (__m512bh)_mm512_set1_epi32(pair);
   }
   static F dot(F acc, __m512bh x, __m512bh w) { return _mm512_dpbf16_ps(acc, x, w); }
+  using Sum = InOrder<Bf16>;
+  static constexpr int kSums = MR * NV;
   static void store_x(X* p, F v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(v));
   }
@@ -61,6 +81,8 @@ struct Bf16 : Isa {
   static F weights(const Wt* p, int part) { return part == 0 ? first(p) : second(p); }
   static F broadcast(const X* p, int part) { return set1(p[part]); }
   static F dot(F acc, F x, F w) { return fma(x, w, acc); }
+  using Sum = InOrder<Bf16>;
+  static constexpr int kSums = MR * NV;
   static void store_x(X* p, F v) { store(p, v); }
   static X to_x(float v) { return v; }
   static Wt to_wt(float v) { return f32_to_bf16(v); }

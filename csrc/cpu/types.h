@@ -11,6 +11,8 @@ namespace urial::cpu {
 // A panel is 32 output columns of a packed matrix; it is the unit of work and of padding, in k as
 // well.
 constexpr int kPanel = 32;
+// Most panels that few rows are multiplied with at once.
+constexpr int kTogether = 3;
 // Tokens in a block of the KV-cache: two panels of keys. Attention reduces a unit of blocks, at
 // absolute multiples of it, at a time.
 constexpr int kBlock = 64, kUnit = 4, kUnitKeys = kUnit * kBlock;
@@ -88,6 +90,7 @@ struct MatmulArgs {
   // What the thread will read after panel `last`, for the prefetch; else the panel that follows.
   int last = -1;
   const void* then = nullptr;
+  ptrdiff_t then_stride = 0;  // bytes from a panel of it to the next
 };
 
 // One layer's attention. Queries are [K][T * G][D padded to whole panels], so that all the queries
