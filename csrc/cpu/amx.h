@@ -4,7 +4,8 @@
 // A tile instruction adds the even and the odd k of a group of 32 by themselves, each with a fused
 // multiply-add, then both, then what stood there, and takes denormal numbers for zero (its
 // description in Intel's Software Developer's Manual). That can be said in vector instructions bit
-// for bit, and few rows are: they come at the speed of the memory, for which a tile load is no help.
+// for bit, and few rows are: they come at the speed of the memory, for which a tile load is no
+// help.
 #pragma once
 #include "policy.h"
 
@@ -18,7 +19,13 @@ struct TileOrder : Isa {
   static constexpr int kStep = 2, kParts = 2;
   static constexpr int kSums = 12;
   static F weights(const Wt* p, int part) { return part == 0 ? first(p) : second(p); }
-  static F broadcast(const X* p, int part) { return set1(bf16_to_f32(p[part])); }
+  // Of the pair at p, one: broadcast from memory, then as a weight.
+  static F broadcast(const X* p, int part) {
+    int32_t pair;
+    __builtin_memcpy(&pair, p, 4);
+    const __m512i both = _mm512_set1_epi32(pair);
+    return part == 0 ? first(both) : second(both);
+  }
 
   struct Sum {
     F even, odd;
@@ -92,8 +99,8 @@ struct Inner<Bf16> {
   // One panel: tiles 0-3 sums, 4-5 rows, 6-7 columns. Asks for what is at `next`.
   template <class Meanwhile>
   void multiply(int m, const uint16_t* x, ptrdiff_t x_stride, const uint16_t* w, int steps,
-             const char* next, bool more, float* out, ptrdiff_t out_stride,
-             Meanwhile& meanwhile) {
+                const char* next, bool more, float* out, ptrdiff_t out_stride,
+                Meanwhile& meanwhile) {
     configure(m);
     settle();
     const ptrdiff_t x_bytes = x_stride * 2, out_bytes = out_stride * 4;

@@ -262,10 +262,11 @@ class Tile {
   void score(Inner<P>& inner, const Run& run, int first, const Ahead& next, float* scores) const {
     Inner<P>::tiles(run.queries, [&](int row, int rows) {
       const int query = run.query + row;
-      inner.panels(rows, q_ + size_t(first + query) * width_, width_,
-                   {keys(run), key_stride(), (run.keys.end - run.keys.begin) / kPanel},
-                   width_ / P::kStep, row == 0 ? next : Ahead{}, false,
-                   {scores + query * kScores + run.slot * kBlock + run.keys.begin, kScores, kPanel});
+      inner.panels(
+          rows, q_ + size_t(first + query) * width_, width_,
+          {keys(run), key_stride(), (run.keys.end - run.keys.begin) / kPanel}, width_ / P::kStep,
+          row == 0 ? next : Ahead{}, false,
+          {scores + query * kScores + run.slot * kBlock + run.keys.begin, kScores, kPanel});
     });
   }
 

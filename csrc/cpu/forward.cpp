@@ -20,6 +20,7 @@ class Model::Pass {
     attention_ = attention();
     attention_.parts = m_.attend_.parts(attention_);
     m_.attend_.prepare(attention_);
+    group_ = k_.panels_at_once(a_.rows);
     by_rows_ = m_.team_.size() > 1 && a_.rows >= kManyRows * m_.team_.size();
   }
 
@@ -106,15 +107,13 @@ class Model::Pass {
   }
 
   // `after` is the matrix that is read next.
-  void product(int thread, MatmulArgs args, const Matrix& after) {
+  void product(int thread, const MatmulArgs& args, const Matrix& after) {
     if (by_rows_) return own_rows(thread, args);
-    look_ahead(thread, args, after);
-    m_.team_.share(thread, args.w.panels(),
-                   [&](int begin, int end) { k_.matmul(args, begin, end); });
+    own_columns(thread, args, after.w, [] {});
   }
   // The same, then what follows it in each row.
   template <class Row>
-  void product(int thread, MatmulArgs args, const Matrix& after, Row&& row) {
+  void product(int thread, const MatmulArgs& args, const Matrix& after, Row&& row) {
     if (by_rows_) {
       own_rows(thread, args);
       const Team::Range own = m_.team_.range_of(thread, a_.rows);
@@ -122,20 +121,25 @@ class Model::Pass {
       return;
     }
     const bool few = a_.rows <= kFew;
-    look_ahead(thread, args, after);
-    m_.team_.share(
-        thread, args.w.panels(), [&](int begin, int end) { k_.matmul(args, begin, end); },
-        [&] {
-          for (int t = 0; few && t < a_.rows; ++t) row(t);
-        });
+    own_columns(thread, args, after.w, [&] {
+      for (int t = 0; few && t < a_.rows; ++t) row(t);
+    });
     if (!few) rows(thread, row);
   }
-  // At the end of its own panels the thread asks for the first of those that it reads next.
-  void look_ahead(int thread, MatmulArgs& args, const Matrix& after) const {
-    args.last = m_.team_.range_of(thread, args.w.panels()).end - 1;
-    args.then = after.w.panel(m_.team_.range_of(thread, after.w.panels()).begin);
-    args.then_stride = ptrdiff_t(after.w.panel_bytes());
+  // Threads share out the columns of a product, in groups of panels that the kernel takes at once.
+  // At the end of its own the thread asks for the first of those that it reads next.
+  template <class Last>
+  void own_columns(int thread, MatmulArgs args, const Packed& after, Last&& last) {
+    const auto range = [&](const Packed& w) { return m_.team_.range_of(thread, groups(w)); };
+    args.last = range(args.w).end * group_ - 1;
+    args.then = after.panel(range(after).begin * group_);
+    args.then_stride = ptrdiff_t(after.panel_bytes());
+    const auto multiply = [&](int begin, int end) {
+      k_.matmul(args, begin * group_, std::min(end * group_, args.w.panels()));
+    };
+    m_.team_.share(thread, groups(args.w), multiply, last);
   }
+  int groups(const Packed& w) const { return (w.panels() + group_ - 1) / group_; }
   // A thread's own rows of a product: only it has made them, and only it reads what comes of them.
   void own_rows(int thread, MatmulArgs args) {
     const Team::Range own = m_.team_.range_of(thread, a_.rows);
@@ -167,6 +171,7 @@ class Model::Pass {
   const ForwardArgs& a_;
   int residual_, normed_, qkv_, attended_, act_;  // row strides, in elements
   AttentionArgs attention_;                       // of a layer, but for its offset
+  int group_;                                     // panels that are multiplied at once
   bool by_rows_;
   std::atomic<int64_t> fault_{kNone};
 };

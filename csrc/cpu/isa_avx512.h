@@ -41,12 +41,11 @@ struct Isa {
     return _mm512_mask_blend_ps(__mmask16((1u << n) - 1), b, a);
   }
   // Of W consecutive pairs of bf16 the first, or the second, of each as fp32.
-  static F first(const uint16_t* p) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));
-  }
-  static F second(const uint16_t* p) {
-    return _mm512_castsi512_ps(
-        _mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(int(0xffff0000))));
+  static F first(const uint16_t* p) { return first(_mm512_loadu_si512(p)); }
+  static F second(const uint16_t* p) { return second(_mm512_loadu_si512(p)); }
+  static F first(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+  static F second(__m512i pairs) {
+    return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(int(0xffff0000))));
   }
   // The two cache lines of a step of a panel.
   static void prefetch_step(const char* p) { prefetch(p), prefetch(p + 64); }

@@ -10,6 +10,8 @@ namespace urial::cpu::URIAL_RUNG {
 struct Ahead {
   const void* at = nullptr;
   ptrdiff_t stride = 0;
+  const void* far = nullptr;
+  ptrdiff_t far_stride = 0;
 
   const char* panel(int i) const { return static_cast<const char*>(at) + i * stride; }
 };
@@ -40,8 +42,8 @@ constexpr int kGroup = 16;
 // the sums go on from what stands in out. Several panels at once are several streams from memory,
 // which is faster than one (docs/performance.md).
 template <class P, int M, int S>
-inline void micro(const typename P::X* x, ptrdiff_t x_stride, const Panels<typename P::Wt>& w, int steps,
-                  const Ahead& next, bool more, const Sums& out) {
+inline void micro(const typename P::X* x, ptrdiff_t x_stride, const Panels<typename P::Wt>& w,
+                  int steps, const Ahead& next, bool more, const Sums& out) {
   constexpr int kStride = kPanel * P::kStep;  // elements of w from one step to the next
   constexpr int NV = S > 1 || M <= P::kWideRows ? kPanel / P::W : P::NV;
   for (int column = 0; column < kPanel; column += NV * P::W) {
@@ -55,9 +57,11 @@ inline void micro(const typename P::X* x, ptrdiff_t x_stride, const Panels<typen
     for (int group = 0; group < steps; group += kGroup) {
       const typename P::Wt* at[S];
       const char* ahead[S];
+      const char* far[S];
       for (int p = 0; p < S; ++p) {
         at[p] = w.at + p * w.stride + group * kStride + column * P::kStep;
         const auto* soon = at[p] + (group + kGroup < steps ? kGroup * kStride : 0);
+        far[p] = static_cast<const char*>(next.far) + p * next.far_stride + group * kStride * sizeof(typename P::Wt);
         ahead[p] = group + kGroup == steps && next.at ? next.panel(p)
                                                       : reinterpret_cast<const char*>(soon);
       }
@@ -67,6 +71,10 @@ inline void micro(const typename P::X* x, ptrdiff_t x_stride, const Panels<typen
           decltype(P::weights(at[0], part)) weights[S][NV];
           for (int p = 0; p < S; ++p) {
             if (part == 0) P::prefetch_step(ahead[p] + s * kStride * sizeof(typename P::Wt));
+            if (part == 0 && next.far) {
+              P::prefetch_far(far[p] + s * kStride * sizeof(typename P::Wt));
+              P::prefetch_far(far[p] + s * kStride * sizeof(typename P::Wt) + 64);
+            }
             for (int v = 0; v < NV; ++v)
               weights[p][v] = P::weights(at[p] + s * kStride + v * P::W * P::kStep, part);
           }
@@ -96,8 +104,8 @@ constexpr int together(int m) {
 
 // All panels of w for M rows, S at once.
 template <class P, int M, int S>
-inline void micro_panels(const typename P::X* x, ptrdiff_t x_stride, Panels<typename P::Wt> w, int steps,
-                         const Ahead& next, bool more, Sums out) {
+inline void micro_panels(const typename P::X* x, ptrdiff_t x_stride, Panels<typename P::Wt> w,
+                         int steps, const Ahead& next, bool more, Sums out) {
   for (; w.count >= S; w = w.from(S), out = out.from(0, S)) {
     const Ahead beside{w.at + S * w.stride, w.stride * ptrdiff_t(sizeof(typename P::Wt))};
     micro<P, M, S>(x, x_stride, w, steps, w.count > S && next.at ? beside : next, more, out);
@@ -108,8 +116,9 @@ inline void micro_panels(const typename P::X* x, ptrdiff_t x_stride, Panels<type
 
 // Any number of rows up to M, by the kernel for exactly that many.
 template <class P, int M>
-inline void micro_rows(int m, const typename P::X* x, ptrdiff_t x_stride, const Panels<typename P::Wt>& w,
-                       int steps, const Ahead& next, bool more, const Sums& out) {
+inline void micro_rows(int m, const typename P::X* x, ptrdiff_t x_stride,
+                       const Panels<typename P::Wt>& w, int steps, const Ahead& next, bool more,
+                       const Sums& out) {
   if (m == M) return micro_panels<P, M, together<P>(M)>(x, x_stride, w, steps, next, more, out);
   if constexpr (M > 1) micro_rows<P, M - 1>(m, x, x_stride, w, steps, next, more, out);
 }
@@ -143,16 +152,14 @@ struct Inner {
   static constexpr int at_once(int m) { return together<P>(m); }
 
   // out[m][p] = x[m] w[p] for m <= kRows rows and the panels of w.
-  void panels(int m, const typename P::X* x, ptrdiff_t x_stride,
-              const Panels<typename P::Wt>& w, int steps, const Ahead& next, bool more,
-              const Sums& out) {
+  void panels(int m, const typename P::X* x, ptrdiff_t x_stride, const Panels<typename P::Wt>& w,
+              int steps, const Ahead& next, bool more, const Sums& out) {
     panels(m, x, x_stride, w, steps, next, more, out, [] {});
   }
   // `meanwhile` is called now and then where kHasRoom.
   template <class Meanwhile>
-  void panels(int m, const typename P::X* x, ptrdiff_t x_stride,
-              const Panels<typename P::Wt>& w, int steps, const Ahead& next, bool more,
-              const Sums& out, Meanwhile&&) {
+  void panels(int m, const typename P::X* x, ptrdiff_t x_stride, const Panels<typename P::Wt>& w,
+              int steps, const Ahead& next, bool more, const Sums& out, Meanwhile&&) {
     fetch.template some<P>(fetch.lines);
     micro_rows<P, P::MR>(m, x, x_stride, w, steps, next, more, out);
   }
@@ -230,14 +237,22 @@ struct Blocks {
   }
 };
 
+template <class P>
+int panels_at_once(int m) {
+  return m <= Inner<P>::kRows ? Inner<P>::at_once(m) : 1;
+}
+
 // Few rows: several panels at once, at the speed of the memory.
 template <class P>
 void matmul_few(const MatmulArgs& a, int panel_begin, int panel_end) {
   const auto* x = static_cast<const typename P::X*>(a.x);
   const ptrdiff_t bytes = ptrdiff_t(a.w.panel_bytes()), rows = a.m * kPanel;
-  const int most = Inner<P>::at_once(a.m);
+  const int most = panels_at_once<P>(a.m);
   alignas(64) float sums[kTogether * Inner<P>::kRows * kPanel];
   Inner<P> inner;
+  // Another thread may have written the activations: all lines at once, not one after the other.
+  for (int m = 0; m < a.m; ++m)
+    for (int i = 0; i < a.w.k; i += 64 / int(sizeof *x)) P::prefetch(x + m * a.x_stride + i);
   for (int p = panel_begin, count; p < panel_end; p += count) {
     count = panel_end - p < most ? panel_end - p : most;
     const bool over = p <= a.last && a.last < p + count;
@@ -252,7 +267,7 @@ void matmul_few(const MatmulArgs& a, int panel_begin, int panel_end) {
 template <class P>
 void matmul(const MatmulArgs& a, int panel_begin, int panel_end) {
   constexpr int kRows = Inner<P>::kRows;
-  if (a.m <= kRows && Inner<P>::at_once(a.m) > 1) return matmul_few<P>(a, panel_begin, panel_end);
+  if (panels_at_once<P>(a.m) > 1) return matmul_few<P>(a, panel_begin, panel_end);
   const auto* x = static_cast<const typename P::X*>(a.x);
   const Blocks<P> blocks(a);
   const int steps = a.w.steps();

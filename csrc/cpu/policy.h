@@ -1,7 +1,7 @@
 // How a packed dtype meets an instruction set. A policy says what an activation is (X), what a
 // weight is (Wt), how many k one step takes, in how many parts it takes them one after the other,
-// and how products are added up: Sum is one vector of columns, which begins at 0 or at what stands in
-// memory, adds a part's product, and may do something after each group of 32 bytes of k (kGroup
+// and how products are added up: Sum is one vector of columns, which begins at 0 or at what stands
+// in memory, adds a part's product, and may do something after each group of 32 bytes of k (kGroup
 // steps). kSums is how many of them fit in registers. Everything else is written once, against a
 // policy.
 //

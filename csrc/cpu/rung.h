@@ -11,8 +11,19 @@ namespace urial::cpu::URIAL_RUNG {
 
 template <class P>
 constexpr Kernels table(const char* isa) {
-  return {isa,     P::kDtype,    sizeof(typename P::X), matmul<P>,          rmsnorm<P>, convert<P>,
-          rope<P>, attention<P>, attention_part<P>,     attention_merge<P>, stats<P>,   argmax<P>};
+  return {isa,
+          P::kDtype,
+          sizeof(typename P::X),
+          matmul<P>,
+          panels_at_once<P>,
+          rmsnorm<P>,
+          convert<P>,
+          rope<P>,
+          attention<P>,
+          attention_part<P>,
+          attention_merge<P>,
+          stats<P>,
+          argmax<P>};
 }
 
 }  // namespace urial::cpu::URIAL_RUNG

@@ -154,6 +154,7 @@ struct Kernels {
   Dtype dtype;
   size_t x_bytes;  // size of an activation element
   void (*matmul)(const MatmulArgs&, int panel_begin, int panel_end);
+  int (*panels_at_once)(int m);  // that matmul takes for m rows; slices are best whole such groups
   // Root-mean-square norm of one row; x and/or full may be null. False when the row is not finite.
   bool (*rmsnorm)(const float* in, const float* weight, float eps, int n, void* x, float* full);
   void (*convert)(const float* in, int n, void* x);  // fp32 -> activations, padded to whole panels
