@@ -28,13 +28,18 @@ void Attend::prepare(AttentionArgs& a) {
   a.part_memory = reinterpret_cast<float*>(memory_.at_least(bytes));
 }
 
-void Attend::run(int thread, const AttentionArgs& a) {
-  if (a.parts == 1)
-    return team_.each(thread, tiles(a) * a.kv_heads,
-                      [&](int i) { k_.attention(a, i % a.kv_heads, i / a.kv_heads); });
-  team_.each(thread, a.parts * a.kv_heads, [&](int i) {
-    const int head = i / a.parts;
-    k_.attention_part(a, head, i % a.parts);
+void Attend::run(const AttentionArgs& a) {
+  // Later rows see more keys, and later units are those of single sequences, whose blocks come from
+  // memory one by one: they go first.
+  if (a.parts == 1) {
+    const int count = tiles(a) * a.kv_heads;
+    return team_.queue(count, [&](int i) {
+      k_.attention(a, i % a.kv_heads, (count - 1 - i) / a.kv_heads);
+    });
+  }
+  team_.queue(a.parts * a.kv_heads, [&](int i) {
+    const int head = i % a.kv_heads;
+    k_.attention_part(a, head, a.parts - 1 - i / a.kv_heads);
     if (done_[head].fetch_add(1, std::memory_order_acq_rel) + 1 < a.parts) return;
     done_[head].store(0, std::memory_order_relaxed);
     k_.attention_merge(a, head);

@@ -20,7 +20,7 @@ class Attend {
   void prepare(AttentionArgs& args);
   // Inside team.run(), by each thread. No bit of the result depends on args.parts or
   // args.tile_rows.
-  void run(int thread, const AttentionArgs& args);
+  void run(const AttentionArgs& args);
 
  private:
   const Kernels& k_;

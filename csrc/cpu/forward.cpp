@@ -68,7 +68,7 @@ class Model::Pass {
               if (!k_.rope(rope, t)) report(l, t);
             });
     if (by_rows_) m_.team_.meet();  // all keys and values are there
-    m_.attend_.run(thread, attention);
+    m_.attend_.run(attention);
     product(thread,
             product_of(w.output, m_.attended_, attended_, Epilogue::kAdd, m_.residual_, residual_),
             w.gate_up, [&](int t) { norm(2 * l + 1, t); });

@@ -129,7 +129,7 @@ void Cache::attend(const Rows& rows, const float* q, int tile_queries, int parts
       for (int h = 0; h < H; ++h)
         k_.convert(q + (size_t(t) * H + h) * D, D, query(t, h, rows.count));
     });
-    attend_.run(thread, a);
+    attend_.run(a);
     team_.each(thread, rows.count, [&](int t) {
       const char* from = out_.data() + size_t(t) * shape_.out_stride * k_.x_bytes;
       widen(k_, from, H * D, out + size_t(t) * H * D);

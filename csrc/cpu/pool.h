@@ -39,6 +39,13 @@ class Team {
       for (int i = begin; i < end; ++i) f(i);
     });
   }
+  // One index at a time, in order, to whoever comes: for pieces of very different sizes, the largest
+  // first. Meets afterwards.
+  template <class Index>
+  void queue(int count, Index&& f) {
+    for (int i; (i = next_[0].value.fetch_add(1, std::memory_order_relaxed)) < count;) f(i);
+    meet();
+  }
   // As share(); the last thread to arrive then runs `after`, before anybody goes on.
   template <class Slice, class After>
   void share(int thread, int count, Slice&& f, After&& after) {
