@@ -89,6 +89,20 @@ def test_rows_have_the_same_bits_alone_and_together(rung: Rung) -> None:
     np.testing.assert_array_equal(layer(np.repeat(x[:1], 40, axis=0)), np.repeat(alone[:1], 40, 0))
 
 
+@every_rung
+@pytest.mark.parametrize("kind", HARD)
+def test_few_rows_have_the_bits_of_many_on_hard_numbers(rung: Rung, kind: str) -> None:
+    """Few rows have a kernel of their own, on amx_bf16 even other instructions: it rounds alike,
+    denormal numbers and sums included."""
+    x, w = normal(33, 545), normal(100, 545, seed=1)
+    for a, b in [(HARD[kind](x), w), (x, HARD[kind](w)), (HARD[kind](x), HARD[kind](w))]:
+        layer = Linear(b, **rung.options)
+        together = layer(a)
+        for rows in (1, 2, 3, 4, 7):
+            parts = [layer(a[i : i + rows]) for i in range(0, len(a), rows)]
+            np.testing.assert_array_equal(np.concatenate(parts), together)
+
+
 def ties() -> F32:
     """Half-way between two bf16, and one fp32 to either side: [3, 512]. Both neighbours stand for
     even and for odd, for both signs, for many exponents."""

@@ -28,9 +28,14 @@ def make(rung: Rung, threads: int = 2, **shape: Any) -> Any:
     return _native.Model(SHAPE | shape, rung.dtype, rung.isa, threads, still)
 
 
-def loaded(rung: Rung, plant: dict[tuple[str, int, int], float] | None = None) -> Any:
+def loaded(
+    rung: Rung,
+    plant: dict[tuple[str, int, int], float] | None = None,
+    threads: int = 2,
+    positions: int = 256,
+) -> Any:
     """Random weights; `plant`: a value at (part, row, column)."""
-    model, rng = make(rung), np.random.default_rng(0)
+    model, rng = make(rung, threads, positions=positions), np.random.default_rng(0)
     for part, shape in PARTS.items():
         w = rng.normal(size=shape, scale=0.3).astype(np.float32)
         for (name, row, column), value in (plant or {}).items():
@@ -39,7 +44,7 @@ def loaded(rung: Rung, plant: dict[tuple[str, int, int], float] | None = None) -
         model.load_matrix(part, 0, 0, w)
     for layer, feed_forward in [(0, False), (0, True), (1, True)]:
         model.load_norm(layer, feed_forward, np.ones(24, np.float32))
-    model.allocate(4)
+    model.allocate(positions // 64)
     return model
 
 
@@ -76,6 +81,19 @@ def test_a_fault_names_the_layer_that_made_it(rung: Rung, part: str, row: int, l
     hidden, found, first = forward(loaded(rung, {(part, row, 1): np.nan}), [1, 2], [0])
     assert (found, first) == (layer, 0)
     assert hidden.shape == (2, 24)
+
+
+@every_rung
+def test_long_calls_have_the_bits_of_short_ones(rung: Rung) -> None:
+    """From 192 rows a thread on, threads share out rows instead of columns."""
+    ids = np.random.default_rng(1).integers(0, SHAPE["vocab"], 450).tolist()
+    table = list(range(8))
+    cut = loaded(rung, threads=1, positions=512)
+    parts = [forward(cut, ids[i : i + 50], table, i)[0] for i in range(0, len(ids), 50)]
+    for threads in (1, 2):
+        whole, _, row = forward(loaded(rung, threads=threads, positions=512), ids, table)
+        assert row == -1
+        np.testing.assert_array_equal(whole, np.concatenate(parts))
 
 
 def test_every_block_that_a_row_may_touch_is_checked() -> None:
