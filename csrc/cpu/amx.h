@@ -83,7 +83,8 @@ struct Inner<Bf16> {
       return micro_rows<TileOrder, kFewRows>(m, x, x_stride, w, steps, next, more, out);
     }
     for (int p = 0; p < w.count; ++p)
-      multiply(m, x, x_stride, w.at + p * w.stride, steps, next.at ? next.panel(p) : nullptr, more,
+      multiply(m, x, x_stride, w.at + p * w.stride, steps,
+               next.at ? static_cast<const char*>(next.panel(p)) : nullptr, more,
                out.at + p * out.panel, out.row, meanwhile);
   }
 

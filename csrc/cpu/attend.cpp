@@ -33,9 +33,8 @@ void Attend::run(const AttentionArgs& a) {
   // memory one by one: they go first.
   if (a.parts == 1) {
     const int count = tiles(a) * a.kv_heads;
-    return team_.queue(count, [&](int i) {
-      k_.attention(a, i % a.kv_heads, (count - 1 - i) / a.kv_heads);
-    });
+    return team_.queue(
+        count, [&](int i) { k_.attention(a, i % a.kv_heads, (count - 1 - i) / a.kv_heads); });
   }
   team_.queue(a.parts * a.kv_heads, [&](int i) {
     const int head = i % a.kv_heads;

@@ -59,7 +59,9 @@ struct Isa {
              bf16_to_f32(p[6 + which])};
   }
   // The two cache lines of a step of a panel.
-  static void prefetch_step(const char* p) { prefetch(p), prefetch(p + 64); }
+  static void prefetch_step(const void* p) {
+    prefetch(p), prefetch(static_cast<const char*>(p) + 64);
+  }
   static void prefetch(const void* p) { __builtin_prefetch(p); }
   static void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 };

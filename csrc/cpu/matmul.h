@@ -10,10 +10,8 @@ namespace urial::cpu::URIAL_RUNG {
 struct Ahead {
   const void* at = nullptr;
   ptrdiff_t stride = 0;
-  const void* far = nullptr;
-  ptrdiff_t far_stride = 0;
 
-  const char* panel(int i) const { return static_cast<const char*>(at) + i * stride; }
+  const void* panel(int i) const { return static_cast<const char*>(at) + i * stride; }
 };
 
 // Panels beside each other, `stride` elements from one to the next.
@@ -35,67 +33,81 @@ struct Sums {
   Sums from(int m, int p) const { return {at + m * row + p * panel, row, panel}; }
 };
 
-// Steps of k that are done together: 2 KB of a panel, and as far ahead as memory is asked for.
+// Of a panel, so much is asked for ahead, and so many steps of k are done together: 2 KB.
 constexpr int kGroup = 16;
 
-// out[m][p][0..31] = sum over k of x[m][k] w[p][k][0..31], for M rows and S panels; with `more`,
-// the sums go on from what stands in out. Several panels at once are several streams from memory,
-// which is faster than one (docs/performance.md).
-template <class P, int M, int S>
-inline void micro(const typename P::X* x, ptrdiff_t x_stride, const Panels<typename P::Wt>& w,
-                  int steps, const Ahead& next, bool more, const Sums& out) {
+// out[m][0..31] = sum over k of x[m][k] w[k][0..31], for M rows; with `more`, the sums go on from
+// what stands in out. `ahead` asks for what follows w.
+template <class P, int M>
+inline void micro(const typename P::X* x, ptrdiff_t x_stride, const typename P::Wt* w, int steps,
+                  bool ahead, bool more, float* out, ptrdiff_t out_stride) {
   constexpr int kStride = kPanel * P::kStep;  // elements of w from one step to the next
-  constexpr int NV = S > 1 || M <= P::kWideRows ? kPanel / P::W : P::NV;
+  constexpr int NV = M <= P::kWideRows ? kPanel / P::W : P::NV;
+  const ptrdiff_t further = ahead ? kGroup * kStride : 0;
   for (int column = 0; column < kPanel; column += NV * P::W) {
-    typename P::Sum sums[M][S][NV];
-    const auto place = [&](int m, int p, int v) {
-      return out.at + m * out.row + p * out.panel + column + v * P::W;
-    };
+    typename P::F acc[M][NV];
     for (int m = 0; m < M; ++m)
-      for (int p = 0; p < S; ++p)
-        for (int v = 0; v < NV; ++v) sums[m][p][v].begin(place(m, p, v), more);
-    for (int group = 0; group < steps; group += kGroup) {
-      const typename P::Wt* at[S];
-      const char* ahead[S];
-      const char* far[S];
-      for (int p = 0; p < S; ++p) {
-        at[p] = w.at + p * w.stride + group * kStride + column * P::kStep;
-        const auto* soon = at[p] + (group + kGroup < steps ? kGroup * kStride : 0);
-        far[p] = static_cast<const char*>(next.far) + p * next.far_stride + group * kStride * sizeof(typename P::Wt);
-        ahead[p] = group + kGroup == steps && next.at ? next.panel(p)
-                                                      : reinterpret_cast<const char*>(soon);
-      }
-      for (int s = 0; s < kGroup; ++s) {
-        // A part of the step for all rows before the next part: its weights need few registers.
-        for (int part = 0; part < P::kParts; ++part) {
-          decltype(P::weights(at[0], part)) weights[S][NV];
-          for (int p = 0; p < S; ++p) {
-            if (part == 0) P::prefetch_step(ahead[p] + s * kStride * sizeof(typename P::Wt));
-            if (part == 0 && next.far) {
-              P::prefetch_far(far[p] + s * kStride * sizeof(typename P::Wt));
-              P::prefetch_far(far[p] + s * kStride * sizeof(typename P::Wt) + 64);
-            }
-            for (int v = 0; v < NV; ++v)
-              weights[p][v] = P::weights(at[p] + s * kStride + v * P::W * P::kStep, part);
-          }
-          for (int m = 0; m < M; ++m) {
-            const auto b = P::broadcast(x + m * x_stride + (group + s) * P::kStep, part);
-            for (int p = 0; p < S; ++p)
-              for (int v = 0; v < NV; ++v) sums[m][p][v].add(b, weights[p][v], part);
-          }
+      for (int v = 0; v < NV; ++v)
+        acc[m][v] = more ? P::load(out + m * out_stride + column + v * P::W) : P::zero();
+    const typename P::Wt* at = w + column * P::kStep;
+    for (int s = 0; s < steps; ++s, at += kStride) {
+      P::prefetch_step(at + further);
+      // A part of the step for all rows before the next part: its weights need few registers.
+      for (int part = 0; part < P::kParts; ++part) {
+        decltype(P::weights(at, part)) weights[NV];
+        for (int v = 0; v < NV; ++v) weights[v] = P::weights(at + v * P::W * P::kStep, part);
+        for (int m = 0; m < M; ++m) {
+          const auto b = P::broadcast(x + m * x_stride + s * P::kStep, part);
+          for (int v = 0; v < NV; ++v) acc[m][v] = P::dot(acc[m][v], b, weights[v]);
         }
       }
-      for (int m = 0; m < M; ++m)
-        for (int p = 0; p < S; ++p)
-          for (int v = 0; v < NV; ++v) sums[m][p][v].group(place(m, p, v));
     }
     for (int m = 0; m < M; ++m)
-      for (int p = 0; p < S; ++p)
-        for (int v = 0; v < NV; ++v) sums[m][p][v].end(place(m, p, v));
+      for (int v = 0; v < NV; ++v) P::store(out + m * out_stride + column + v * P::W, acc[m][v]);
   }
 }
 
-// How many panels M rows take at once: as many as leave their sums in registers.
+// The same for few rows and S panels: several streams from memory, which are faster than one
+// (docs/performance.md).
+template <class P, int M, int S>
+inline void micro_few(const typename P::X* x, ptrdiff_t x_stride, const Panels<typename P::Wt>& w,
+                      int steps, const Ahead& next, bool more, const Sums& out) {
+  constexpr int kStride = kPanel * P::kStep, NV = kPanel / P::W;
+  const auto each = [&](auto&& f) {
+    for (int m = 0; m < M; ++m)
+      for (int p = 0; p < S; ++p)
+        for (int v = 0; v < NV; ++v) f(m, p, v, out.at + m * out.row + p * out.panel + v * P::W);
+  };
+  typename P::Sum sums[M][S][NV];
+  each([&](int m, int p, int v, float* at) { sums[m][p][v].begin(at, more); });
+  for (int group = 0; group < steps; group += kGroup) {
+    const typename P::Wt *at[S], *ahead[S];
+    for (int p = 0; p < S; ++p) {
+      at[p] = w.at + p * w.stride + group * kStride;
+      ahead[p] = group + kGroup < steps ? at[p] + kGroup * kStride
+                 : next.at              ? static_cast<const typename P::Wt*>(next.panel(p))
+                                        : at[p];
+    }
+    for (int s = 0; s < kGroup; ++s) {
+      for (int p = 0; p < S; ++p) P::prefetch_step(ahead[p] + s * kStride);
+      for (int part = 0; part < P::kParts; ++part) {
+        decltype(P::weights(at[0], part)) weights[S][NV];
+        for (int p = 0; p < S; ++p)
+          for (int v = 0; v < NV; ++v)
+            weights[p][v] = P::weights(at[p] + s * kStride + v * P::W * P::kStep, part);
+        for (int m = 0; m < M; ++m) {
+          const auto b = P::broadcast(x + m * x_stride + (group + s) * P::kStep, part);
+          for (int p = 0; p < S; ++p)
+            for (int v = 0; v < NV; ++v) sums[m][p][v].add(b, weights[p][v], part);
+        }
+      }
+    }
+    each([&](int m, int p, int v, float* at) { sums[m][p][v].group(at); });
+  }
+  each([&](int m, int p, int v, float* at) { sums[m][p][v].end(at); });
+}
+
+// How many panels m rows take at once: as many as leave their sums in registers.
 template <class P>
 constexpr int together(int m) {
   const int fit = P::kSums / (m * (kPanel / P::W));
@@ -108,19 +120,26 @@ inline void micro_panels(const typename P::X* x, ptrdiff_t x_stride, Panels<type
                          int steps, const Ahead& next, bool more, Sums out) {
   for (; w.count >= S; w = w.from(S), out = out.from(0, S)) {
     const Ahead beside{w.at + S * w.stride, w.stride * ptrdiff_t(sizeof(typename P::Wt))};
-    micro<P, M, S>(x, x_stride, w, steps, w.count > S && next.at ? beside : next, more, out);
+    micro_few<P, M, S>(x, x_stride, w, steps, w.count > S && next.at ? beside : next, more, out);
   }
   if constexpr (S > 1)
     if (w.count > 0) micro_panels<P, M, S - 1>(x, x_stride, w, steps, next, more, out);
 }
 
-// Any number of rows up to M, by the kernel for exactly that many.
+// All panels of w for any number of rows up to M, by the kernel for exactly that many.
 template <class P, int M>
 inline void micro_rows(int m, const typename P::X* x, ptrdiff_t x_stride,
                        const Panels<typename P::Wt>& w, int steps, const Ahead& next, bool more,
                        const Sums& out) {
-  if (m == M) return micro_panels<P, M, together<P>(M)>(x, x_stride, w, steps, next, more, out);
-  if constexpr (M > 1) micro_rows<P, M - 1>(m, x, x_stride, w, steps, next, more, out);
+  if (m < M) {
+    if constexpr (M > 1) micro_rows<P, M - 1>(m, x, x_stride, w, steps, next, more, out);
+  } else if constexpr (together<P>(M) > 1) {
+    micro_panels<P, M, together<P>(M)>(x, x_stride, w, steps, next, more, out);
+  } else {
+    for (int p = 0; p < w.count; ++p)
+      micro<P, M>(x, x_stride, w.at + p * w.stride, steps, next.at, more, out.from(0, p).at,
+                  out.row);
+  }
 }
 
 // Memory that the inner kernel brings nearer while it works, a part of it with each call.

@@ -39,8 +39,8 @@ class Team {
       for (int i = begin; i < end; ++i) f(i);
     });
   }
-  // One index at a time, in order, to whoever comes: for pieces of very different sizes, the largest
-  // first. Meets afterwards.
+  // One index at a time, in order, to whoever comes: for pieces of very different sizes, the
+  // largest first. Meets afterwards.
   template <class Index>
   void queue(int count, Index&& f) {
     for (int i; (i = next_[0].value.fetch_add(1, std::memory_order_relaxed)) < count;) f(i);
