@@ -7,7 +7,7 @@
 // for bit, and few rows are: they come at the speed of the memory, for which a tile load is no
 // help.
 #pragma once
-#include "policy.h"
+#include "micro.h"
 
 namespace urial::cpu::URIAL_RUNG {
 
