@@ -24,14 +24,13 @@ from typing import Any
 from benchmarks.peers.install import PEERS, Peer, PeerError
 from benchmarks.race_chart import draw
 from benchmarks.race_report import FIGURES, markdown
-from benchmarks.workload import ROOT, Workload, arguments, read_arguments
+from benchmarks.workload import CACHE_TOKENS, ROOT, Workload, arguments, read_arguments
 from urial_engine import _native
 
 RESULTS = ROOT / "benchmarks" / "results"
 STAT = Path("/proc/stat")
 EVERYTHING, NO_AMX = "with all that the machine has", "without AMX"
 RUNS = 8  # of the workload: no two share a query
-CACHE_TOKENS = 16384  # twice what prefix, queries and answers need
 
 
 @dataclass(slots=True)

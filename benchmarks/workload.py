@@ -26,6 +26,7 @@ from urial_engine.gguf_import import import_gguf
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"  # may stand beside the project; nothing fails without it
 BATCH = 32
+CACHE_TOKENS = 16384  # room for twice what prefix, queries and answers need
 SKIPPED = 8  # the shortest questions
 TASKS = (
     "Explain to a curious child, in a few sentences,",
