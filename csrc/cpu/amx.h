@@ -17,7 +17,7 @@ struct TileOrder : Isa {
   using X = uint16_t;
   using Wt = uint16_t;
   static constexpr int kStep = 2, kParts = 2;
-  static constexpr int kSums = 12;
+  static constexpr int kSums = 12;  // of two registers each
   static F weights(const Wt* p, int part) { return part == 0 ? first(p) : second(p); }
   // Of the pair at p, one: broadcast from memory, then as a weight.
   static F broadcast(const X* p, int part) {
@@ -74,18 +74,18 @@ struct Inner<Bf16> {
               const Ahead& next, bool more, const Sums& out) {
     panels(m, x, x_stride, w, steps, next, more, out, [] {});
   }
-  // `meanwhile` is called with each group of 32 k.
+  // `meanwhile` is called with each group of 32 k that tiles multiply.
   template <class Meanwhile>
   void panels(int m, const uint16_t* x, ptrdiff_t x_stride, const Panels<uint16_t>& w, int steps,
               const Ahead& next, bool more, const Sums& out, Meanwhile&& meanwhile) {
-    if (m <= kFewRows) {
+    if (m <= kFewRows && (w.count > 1 || next.at)) {
       const NoDenormals as_tiles_do;
-      return micro_rows<TileOrder, kFewRows>(m, x, x_stride, w, steps, next, more, out);
+      return few(m, x, x_stride, w, steps, next, more, out);
     }
     for (int p = 0; p < w.count; ++p)
       multiply(m, x, x_stride, w.at + p * w.stride, steps,
-               next.at ? static_cast<const char*>(next.panel(p)) : nullptr, more,
-               out.at + p * out.panel, out.row, meanwhile);
+               next.at ? static_cast<const char*>(next.panel(p)) : nullptr, more, out.from(p).at,
+               out.row, meanwhile);
   }
 
   template <class Tile>
@@ -94,8 +94,18 @@ struct Inner<Bf16> {
   }
 
  private:
-  // The most rows that take two panels at once, which is what makes vectors the faster way.
+  // The most rows that take two panels at once. For a panel alone that lies in a cache, tiles are
+  // the faster way, whose bits are the same.
   static constexpr int kFewRows = 3;
+  static_assert(together<TileOrder>(kFewRows) > 1 && together<TileOrder>(kFewRows + 1) == 1);
+
+  // A function of its own: nothing in it may be computed before NoDenormals begins or after it
+  // ends.
+  __attribute__((noinline)) static void few(int m, const uint16_t* x, ptrdiff_t x_stride,
+                                            const Panels<uint16_t>& w, int steps, const Ahead& next,
+                                            bool more, const Sums& out) {
+    micro_rows<TileOrder, kFewRows>(m, x, x_stride, w, steps, next, more, out);
+  }
 
   // One panel: tiles 0-3 sums, 4-5 rows, 6-7 columns. Asks for what is at `next`.
   template <class Meanwhile>
@@ -105,8 +115,8 @@ struct Inner<Bf16> {
     configure(m);
     settle();
     const ptrdiff_t x_bytes = x_stride * 2, out_bytes = out_stride * 4;
-    constexpr int kW = kPanel * 2 * 2;              // bytes from one pair of k to the next
-    constexpr int kGroup = kTileRows * kPanel * 2;  // elements of w in a group of 32 k
+    constexpr int kW = kPanel * 2 * 2;             // bytes from one pair of k to the next
+    constexpr int kNext = kTileRows * kPanel * 2;  // elements of w from a group of 32 k to the next
     const uint16_t* lower = x + kTileRows * x_stride;
     float* lower_out = out + kTileRows * out_stride;
     const int groups = steps / kTileRows;
@@ -128,7 +138,7 @@ struct Inner<Bf16> {
         _tile_zero(2);
         _tile_zero(3);
       }
-      for (int g = 0; g < groups; ++g, x += kPanel, lower += kPanel, w += kGroup) {
+      for (int g = 0; g < groups; ++g, x += kPanel, lower += kPanel, w += kNext) {
         next ? stream(next, groups, g) : coming.some<Isa>(coming.lines);
         _tile_loadd(4, x, x_bytes);
         _tile_loadd(6, w, kW);
@@ -143,7 +153,7 @@ struct Inner<Bf16> {
       _tile_stored(2, lower_out, out_bytes);
       _tile_stored(3, lower_out + kTileRows, out_bytes);
     } else {
-      for (int g = 0; g < groups; ++g, x += kPanel, w += kGroup) {
+      for (int g = 0; g < groups; ++g, x += kPanel, w += kNext) {
         next ? stream(next, groups, g) : coming.some<Isa>(coming.lines);
         _tile_loadd(4, x, x_bytes);
         _tile_loadd(6, w, kW);

@@ -29,8 +29,8 @@ void Attend::prepare(AttentionArgs& a) {
 }
 
 void Attend::run(const AttentionArgs& a) {
-  // Later rows see more keys, and later units are those of single sequences, whose blocks come from
-  // memory one by one: they go first.
+  // From the end, where the large pieces are: in prefill later rows see more keys, and in a batch
+  // the later units are those of single sequences, whose blocks come from memory one by one.
   if (a.parts == 1) {
     const int count = tiles(a) * a.kv_heads;
     return team_.queue(

@@ -140,6 +140,11 @@ class Tile {
   const Wt* values(const Run& run) const {
     return reinterpret_cast<const Wt*>(run.block + layout_.key_bytes) + run.keys.begin * kPanel;
   }
+  // As far into the values as the run's keys are into the keys.
+  const Wt* values_beside(const Run& run) const {
+    return reinterpret_cast<const Wt*>(run.block + layout_.key_bytes) +
+           size_t(run.keys.begin) * width_;
+  }
   // From a panel of 32 keys to the next, and from the values of 32 dimensions to the next.
   ptrdiff_t key_stride() const { return ptrdiff_t(kPanel) * width_; }
   static constexpr ptrdiff_t kValueStride = ptrdiff_t(kPanel) * kBlock;
@@ -191,7 +196,8 @@ class Tile {
       n += this->runs(unit * kUnit + b, seen, first, count, runs + n);
     for (int i = 0; i < n; ++i) {
       // What other queries of the tile have read before lies in a cache; the rest comes from
-      // memory.
+      // memory. Few queries read all keys as they come, then all values. More of them are busy
+      // with a block long enough for its values to come meanwhile, and the next one's keys.
       const bool fresh = first == 0 || runs[i].queries < count;
       Ahead next;
       if (fresh && few(runs[i])) {
@@ -200,7 +206,7 @@ class Tile {
         if (i + 1 < n)
           Fetch::of(runs[i + 1].block, layout_.key_bytes, 1)
               .template some<P>(int(layout_.key_bytes / 64));
-        next = ahead_values(runs[i]);
+        next = {values_beside(runs[i]), ptrdiff_t(key_stride() * sizeof(Wt))};
       }
       score(inner, runs[i], first, next, scores);
     }

@@ -128,16 +128,16 @@ class Model::Pass {
   }
   // Threads share out the columns of a product, in groups of panels that the kernel takes at once.
   // At the end of its own the thread asks for the first of those that it reads next.
-  template <class Last>
-  void own_columns(int thread, MatmulArgs args, const Packed& after, Last&& last) {
+  template <class AfterAll>
+  void own_columns(int thread, MatmulArgs args, const Packed& after, AfterAll&& after_all) {
     const auto range = [&](const Packed& w) { return m_.team_.range_of(thread, groups(w)); };
-    args.last = range(args.w).end * group_ - 1;
+    args.last = std::min(range(args.w).end * group_, args.w.panels()) - 1;
     args.then = after.panel(range(after).begin * group_);
     args.then_stride = ptrdiff_t(after.panel_bytes());
     const auto multiply = [&](int begin, int end) {
       k_.matmul(args, begin * group_, std::min(end * group_, args.w.panels()));
     };
-    m_.team_.share(thread, groups(args.w), multiply, last);
+    m_.team_.share(thread, groups(args.w), multiply, after_all);
   }
   int groups(const Packed& w) const { return (w.panels() + group_ - 1) / group_; }
   // A thread's own rows of a product: only it has made them, and only it reads what comes of them.

@@ -38,16 +38,6 @@ void tile_logits(const Model& model, const void* x, int rows, int tile, float* o
     for (int n = w.n; n < columns; ++n) out[m * stride + n] = kPadLogit;
 }
 
-// The largest logit seen so far, the smallest token among equals: in whatever order tiles come.
-struct Largest {
-  float logit = -INFINITY;
-  int token = 0;
-
-  bool before(const Largest& other) const {
-    return other.logit > logit || (other.logit == logit && other.token < token);
-  }
-};
-
 // One head at work on up to kRows rows.
 class Side {
  public:
@@ -218,14 +208,14 @@ int greedy(Model& model, const float* hidden, int rows, int32_t* token_ids, floa
   char* x = model.activation_memory(block);
   float* z = model.logit_memory(size_t(team.size()) * block * kTile);
   std::vector<TileStats> stats(size_t(block) * tiles);
-  std::vector<Largest> largest(size_t(team.size()) * block);  // [threads][rows]
+  std::vector<Entry> largest(size_t(team.size()) * block);  // [threads][rows]
   std::vector<char> finite(rows, 1);
   for (int first = 0; first < rows; first += kRows) {
     const int count = rows - first < kRows ? rows - first : kRows;
     team.run([&](int thread) {
       float* mine = z + size_t(thread) * block * kTile;
-      Largest* best = &largest[size_t(thread) * block];
-      std::fill_n(best, count, Largest{});
+      Entry* best = &largest[size_t(thread) * block];
+      std::fill_n(best, count, Entry{-INFINITY, 0});
       model.activations(thread, hidden + size_t(first) * model.shape().hidden, count, x);
       team.each(thread, tiles, [&](int tile) {
         const int columns = tile_of(model.head(), tile).panels() * kPanel;
@@ -233,19 +223,19 @@ int greedy(Model& model, const float* hidden, int rows, int32_t* token_ids, floa
         for (int m = 0; m < count; ++m) {
           const float* row = mine + m * kTile;
           const TileStats s = stats[size_t(m) * tiles + tile] = k.stats(row, nullptr, columns, 0.f);
-          if (best[m].before({s.max, tile * kTile}))
+          if (Entry{s.max, tile * kTile}.before(best[m]))
             best[m] = {s.max, tile * kTile + k.argmax(row, columns)};
         }
       });
       team.each(thread, count, [&](int m) {
-        Largest best = largest[m];
+        Entry best = largest[m];
         for (int t = 1; t < team.size(); ++t) {
-          const Largest& other = largest[size_t(t) * block + m];
-          if (best.before(other)) best = other;
+          const Entry& other = largest[size_t(t) * block + m];
+          if (other.before(best)) best = other;
         }
         const RowStats row = merge_tiles(&stats[size_t(m) * tiles], tiles);
-        token_ids[first + m] = best.token;
-        logprob[first + m] = row.logprob(best.logit);
+        token_ids[first + m] = best.id;
+        logprob[first + m] = row.logprob(best.value);
         finite[first + m] = row.finite;
       });
     });

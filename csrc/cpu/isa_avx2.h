@@ -60,10 +60,6 @@ struct Isa {
   static __m256i pairs(const uint16_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
-  // The two cache lines of a step of a panel.
-  static void prefetch_step(const void* p) {
-    prefetch(p), prefetch(static_cast<const char*>(p) + 64);
-  }
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
   static void prefetch_far(const void* p) {
     _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);

@@ -47,10 +47,6 @@ struct Isa {
   static F second(__m512i pairs) {
     return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(int(0xffff0000))));
   }
-  // The two cache lines of a step of a panel.
-  static void prefetch_step(const void* p) {
-    prefetch(p), prefetch(static_cast<const char*>(p) + 64);
-  }
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
   static void prefetch_far(const void* p) {
     _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);

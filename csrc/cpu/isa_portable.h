@@ -58,10 +58,6 @@ struct Isa {
     return F{bf16_to_f32(p[which]), bf16_to_f32(p[2 + which]), bf16_to_f32(p[4 + which]),
              bf16_to_f32(p[6 + which])};
   }
-  // The two cache lines of a step of a panel.
-  static void prefetch_step(const void* p) {
-    prefetch(p), prefetch(static_cast<const char*>(p) + 64);
-  }
   static void prefetch(const void* p) { __builtin_prefetch(p); }
   static void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 };

@@ -58,17 +58,12 @@ struct Blocks {
   }
 };
 
-template <class P>
-int panels_at_once(int m) {
-  return m <= Inner<P>::kRows ? Inner<P>::at_once(m) : 1;
-}
-
 // Few rows: several panels at once, at the speed of the memory.
 template <class P>
 void matmul_few(const MatmulArgs& a, int panel_begin, int panel_end) {
   const auto* x = static_cast<const typename P::X*>(a.x);
-  const ptrdiff_t bytes = ptrdiff_t(a.w.panel_bytes()), rows = a.m * kPanel;
-  const int most = panels_at_once<P>(a.m);
+  const ptrdiff_t bytes = ptrdiff_t(a.w.panel_bytes()), panel_sums = a.m * kPanel;
+  const int most = Inner<P>::at_once(a.m);
   alignas(64) float sums[kTogether * Inner<P>::kRows * kPanel];
   Inner<P> inner;
   // Another thread may have written the activations: all lines at once, not one after the other.
@@ -80,15 +75,15 @@ void matmul_few(const MatmulArgs& a, int panel_begin, int panel_end) {
     const Ahead next = over ? Ahead{a.then, a.then_stride} : Ahead{a.w.panel(p + count), bytes};
     const auto* w = static_cast<const typename P::Wt*>(a.w.panel(p));
     inner.panels(a.m, x, a.x_stride, {w, bytes / ptrdiff_t(sizeof *w), count}, a.w.steps(), next,
-                 false, {sums, kPanel, rows});
-    for (int i = 0; i < count; ++i) Finished<P>{&a, p + i, 0, a.m, sums + i * rows}.all();
+                 false, {sums, kPanel, panel_sums});
+    for (int i = 0; i < count; ++i) Finished<P>{&a, p + i, 0, a.m, sums + i * panel_sums}.all();
   }
 }
 
 template <class P>
 void matmul(const MatmulArgs& a, int panel_begin, int panel_end) {
   constexpr int kRows = Inner<P>::kRows;
-  if (panels_at_once<P>(a.m) > 1) return matmul_few<P>(a, panel_begin, panel_end);
+  if (Inner<P>::at_once(a.m) > 1) return matmul_few<P>(a, panel_begin, panel_end);
   const auto* x = static_cast<const typename P::X*>(a.x);
   const Blocks<P> blocks(a);
   const int steps = a.w.steps();

@@ -30,11 +30,20 @@ struct Sums {
   float* at;
   ptrdiff_t row, panel;
 
-  Sums from(int m, int p) const { return {at + m * row + p * panel, row, panel}; }
+  Sums from(int p) const { return {at + p * panel, row, panel}; }
 };
 
 // Of a panel, so much is asked for ahead, and so many steps of k are done together: 2 KB.
 constexpr int kGroup = 16;
+// Most panels that few rows are multiplied with at once.
+constexpr int kTogether = 3;
+
+// The two cache lines of a step of a panel.
+template <class P>
+inline void prefetch_step(const typename P::Wt* at) {
+  P::prefetch(at);
+  P::prefetch(reinterpret_cast<const char*>(at) + 64);
+}
 
 // out[m][0..31] = sum over k of x[m][k] w[k][0..31], for M rows; with `more`, the sums go on from
 // what stands in out. kAhead: w comes from memory, and so does what stands behind it.
@@ -50,7 +59,7 @@ inline void micro(const typename P::X* x, ptrdiff_t x_stride, const typename P::
         acc[m][v] = more ? P::load(out + m * out_stride + column + v * P::W) : P::zero();
     const typename P::Wt* at = w + column * P::kStep;
     for (int s = 0; s < steps; ++s, at += kStride) {
-      if constexpr (kAhead) P::prefetch_step(at + kGroup * kStride);
+      if constexpr (kAhead) prefetch_step<P>(at + kGroup * kStride);
       // A part of the step for all rows before the next part: its weights need few registers.
       for (int part = 0; part < P::kParts; ++part) {
         decltype(P::weights(at, part)) weights[NV];
@@ -88,7 +97,7 @@ inline void micro_few(const typename P::X* x, ptrdiff_t x_stride, const Panels<t
                                         : at[p];
     }
     for (int s = 0; s < kGroup; ++s) {
-      for (int p = 0; p < S; ++p) P::prefetch_step(ahead[p] + s * kStride);
+      for (int p = 0; p < S; ++p) prefetch_step<P>(ahead[p] + s * kStride);
       for (int part = 0; part < P::kParts; ++part) {
         decltype(P::weights(at[0], part)) weights[S][NV];
         for (int p = 0; p < S; ++p)
@@ -106,7 +115,7 @@ inline void micro_few(const typename P::X* x, ptrdiff_t x_stride, const Panels<t
   each([&](int m, int p, int v, float* at) { sums[m][p][v].end(at); });
 }
 
-// How many panels m rows take at once: as many as leave their sums in registers.
+// How many panels m >= 1 rows take at once: as many as leave their sums in registers.
 template <class P>
 constexpr int together(int m) {
   const int fit = P::kSums / (m * (kPanel / P::W));
@@ -117,7 +126,7 @@ constexpr int together(int m) {
 template <class P, int M, int S>
 inline void micro_panels(const typename P::X* x, ptrdiff_t x_stride, Panels<typename P::Wt> w,
                          int steps, const Ahead& next, bool more, Sums out) {
-  for (; w.count >= S; w = w.from(S), out = out.from(0, S)) {
+  for (; w.count >= S; w = w.from(S), out = out.from(S)) {
     const Ahead beside{w.at + S * w.stride, w.stride * ptrdiff_t(sizeof(typename P::Wt))};
     micro_few<P, M, S>(x, x_stride, w, steps, w.count > S && next.at ? beside : next, more, out);
   }
@@ -137,7 +146,7 @@ inline void micro_rows(int m, const typename P::X* x, ptrdiff_t x_stride,
   } else {
     for (int p = 0; p < w.count; ++p)
       (next.at ? micro<P, M, true> : micro<P, M, false>)(x, x_stride, w.at + p * w.stride, steps,
-                                                         more, out.from(0, p).at, out.row);
+                                                         more, out.from(p).at, out.row);
   }
 }
 

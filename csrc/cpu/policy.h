@@ -1,9 +1,8 @@
 // How a packed dtype meets an instruction set. A policy says what an activation is (X), what a
 // weight is (Wt), how many k one step takes, in how many parts it takes them one after the other,
 // and how products are added up: Sum is one vector of columns, which begins at 0 or at what stands
-// in memory, adds a part's product, and may do something after each group of 32 bytes of k (kGroup
-// steps). kSums is how many of them fit in registers. Everything else is written once, against a
-// policy.
+// in memory, adds a part's product, and may do something after each kGroup steps (micro.h); kSums
+// is how many of them fit in registers. Everything else is written once, against a policy.
 //
 // What an Isa must offer (isa_*.h): F, a vector of W floats; a micro tile of MR rows by NV vectors
 // of columns, whose sums fit in registers, and kWideRows, up to how many rows a whole panel of

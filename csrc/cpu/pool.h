@@ -39,8 +39,8 @@ class Team {
       for (int i = begin; i < end; ++i) f(i);
     });
   }
-  // One index at a time, in order, to whoever comes: for pieces of very different sizes, the
-  // largest first. Meets afterwards.
+  // One index at a time, in order, to whoever comes: for pieces of very different sizes. Meets
+  // afterwards.
   template <class Index>
   void queue(int count, Index&& f) {
     for (int i; (i = next_[0].value.fetch_add(1, std::memory_order_relaxed)) < count;) f(i);
@@ -90,8 +90,8 @@ class Team {
   void stop();
 
   const int size_;
-  // How much of its range is taken; the last to arrive at meet() resets it. In a cache line of its
-  // own.
+  // How much of its range is taken, or of a queue; the last to arrive at meet() resets it. In a
+  // cache line of its own.
   struct alignas(64) Next {
     std::atomic<int> value{0};
   };

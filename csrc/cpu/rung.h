@@ -15,7 +15,7 @@ constexpr Kernels table(const char* isa) {
           P::kDtype,
           sizeof(typename P::X),
           matmul<P>,
-          panels_at_once<P>,
+          Inner<P>::at_once,
           rmsnorm<P>,
           convert<P>,
           rope<P>,

@@ -11,8 +11,6 @@ namespace urial::cpu {
 // A panel is 32 output columns of a packed matrix; it is the unit of work and of padding, in k as
 // well.
 constexpr int kPanel = 32;
-// Most panels that few rows are multiplied with at once.
-constexpr int kTogether = 3;
 // Tokens in a block of the KV-cache: two panels of keys. Attention reduces a unit of blocks, at
 // absolute multiples of it, at a time.
 constexpr int kBlock = 64, kUnit = 4, kUnitKeys = kUnit * kBlock;

@@ -15,6 +15,7 @@ from .rungs import RUNGS, Rung, every_rung
 SHAPES = [(1, 1, 2), (3, 1, 30), (4, 4, 32), (6, 2, 34), (9, 3, 64), (8, 1, 66), (50, 1, 8)]
 SHAPES += [(1, 1, 128), (2, 1, 130), (1, 1, 256)]
 LENGTHS = [1, 2, 31, 32, 33, 63, 64, 65, 127, 128, 129, 200]
+CUT = [(9, 3, 32), (2, 2, 130), (6, 3, 64)]  # few queries a key head; 1, 5 and 2 panels of values
 WINDOWS = [0, 1, 2, 63, 64, 65, 100, 128, 1000]
 
 
@@ -99,8 +100,11 @@ def test_equal_keys_give_the_mean(rung: Rung) -> None:
 
 
 @every_rung
-def test_rows_have_the_same_bits_however_they_are_cut(rung: Rung) -> None:
-    case = Case.random((9, 3, 32), 150, window=70)
+@pytest.mark.parametrize("shape", CUT, ids=str)
+def test_rows_have_the_same_bits_however_they_are_cut(
+    rung: Rung, shape: tuple[int, int, int]
+) -> None:
+    case = Case.random(shape, 150, window=70)
     whole = case.run(rung)
     for tile_queries in (1, 3, 16, 33, 128):
         np.testing.assert_array_equal(case.run(rung, tile_queries=tile_queries), whole)
@@ -119,8 +123,11 @@ def test_rows_have_the_same_bits_however_they_are_cut(rung: Rung) -> None:
 
 @every_rung
 @pytest.mark.parametrize("window", [0, 70])
-def test_parts_of_a_tile_have_the_bits_of_the_whole(rung: Rung, window: int) -> None:
-    case = Case.random((9, 3, 32), 200, window)
+@pytest.mark.parametrize("shape", CUT, ids=str)
+def test_parts_of_a_tile_have_the_bits_of_the_whole(
+    rung: Rung, shape: tuple[int, int, int], window: int
+) -> None:
+    case = Case.random(shape, 200, window)
     some = np.array([0, 199, 64, 130, 63])  # each part has blocks that some of these do not see
     few = Case(case.q[some], case.k, case.v, case.positions[some], window)
     whole = case.run(rung)[some]

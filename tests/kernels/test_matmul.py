@@ -63,6 +63,7 @@ HARD: dict[str, Any] = {
     "cancelling": lambda x: np.where(np.arange(x.shape[1]) % 2, -np.abs(x), np.abs(x)),
     "every size": lambda x: np.ldexp(x, np.arange(x.shape[1]) % 60 - 30).astype(np.float32),
     "denormal": lambda x: x * np.float32(1e-39),
+    "root of denormal": lambda x: x * np.float32(2.0**-63),  # of two such, the product is
 }
 
 
@@ -98,9 +99,23 @@ def test_few_rows_have_the_bits_of_many_on_hard_numbers(rung: Rung, kind: str) -
     for a, b in [(HARD[kind](x), w), (x, HARD[kind](w)), (HARD[kind](x), HARD[kind](w))]:
         layer = Linear(b, **rung.options)
         together = layer(a)
-        for rows in (1, 2, 3, 4, 7):
+        for rows in range(1, 8):
             parts = [layer(a[i : i + rows]) for i in range(0, len(a), rows)]
             np.testing.assert_array_equal(np.concatenate(parts), together)
+
+
+@every_rung
+def test_few_rows_flush_as_many_do(rung: Rung) -> None:
+    """Sums on either side of the smallest normal number, and what rounds up to it."""
+    tiny = np.ldexp(1.0, [-63, -63, -76, -50]).astype(np.float32)
+    x, w = np.zeros((33, 64), np.float32), np.zeros((100, 64), np.float32)
+    x[:, [0, 2, 4, 33]] = tiny
+    for row, signs in enumerate(np.ndindex(3, 3, 3, 3)):
+        w[row, [0, 2, 4, 33]] = tiny * (np.array(signs) - 1)
+    layer = Linear(w, **rung.options)
+    together = layer(x)
+    for rows in (1, 2, 3):
+        np.testing.assert_array_equal(layer(x[:rows]), together[:rows])
 
 
 def ties() -> F32:
@@ -141,9 +156,11 @@ def test_sources_of_sixteen_bits(rung: Rung) -> None:
 @every_rung
 def test_residual(rung: Rung) -> None:
     """y + residual, added after the sum: the same bits as adding by hand."""
-    w, x, bias = normal(49, 70), normal(37, 70, seed=1), normal(49, seed=2)
-    layer, residual = Linear(w, bias, **rung.options), normal(37, 49, seed=3) * np.float32(1e3)
-    np.testing.assert_array_equal(layer(x, residual), residual + layer(x))
+    w, x, bias = normal(149, 70), normal(37, 70, seed=1), normal(149, seed=2)
+    layer, residual = Linear(w, bias, **rung.options), normal(37, 149, seed=3) * np.float32(1e3)
+    for rows in (1, 2, 3, 37):
+        got = layer(x[:rows], residual[:rows])
+        np.testing.assert_array_equal(got, residual[:rows] + layer(x[:rows]))
 
 
 @every_rung

@@ -17,34 +17,42 @@ SHAPE: dict[str, Any] = {
     "vocab": 37, "hidden": 24, "feed_forward": 40, "layers": 1, "heads": 6, "kv_heads": 2,
     "head_dim": 8, "window": 0, "positions": 256, "norm_eps": 1e-5, "tied": True,
 }  # fmt: skip
-PARTS = {
-    "q_proj": (48, 24), "k_proj": (16, 24), "v_proj": (16, 24), "o_proj": (24, 48),
-    "gate_proj": (40, 24), "up_proj": (40, 24), "down_proj": (24, 40), "lm_head": (37, 24),
-}  # fmt: skip
+WIDE = SHAPE | {"feed_forward": 100, "heads": 12, "kv_heads": 4, "head_dim": 16}  # 10, 7, 3 panels
 
 
-def make(rung: Rung, threads: int = 2, **shape: Any) -> Any:
-    still = np.zeros(SHAPE["head_dim"] // 2, np.float32)  # frequencies of no rotation
-    return _native.Model(SHAPE | shape, rung.dtype, rung.isa, threads, still)
+def parts(shape: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    c, f, d = shape["hidden"], shape["feed_forward"], shape["head_dim"]
+    q, kv = shape["heads"] * d, shape["kv_heads"] * d
+    return {
+        "q_proj": (q, c), "k_proj": (kv, c), "v_proj": (kv, c), "o_proj": (c, q),
+        "gate_proj": (f, c), "up_proj": (f, c), "down_proj": (c, f), "lm_head": (shape["vocab"], c),
+    }  # fmt: skip
+
+
+def make(rung: Rung, threads: int = 2, frequencies: int | None = None, **shape: Any) -> Any:
+    shape = SHAPE | shape
+    count = shape["head_dim"] // 2 if frequencies is None else frequencies
+    return _native.Model(shape, rung.dtype, rung.isa, threads, np.zeros(count, np.float32))
 
 
 def loaded(
     rung: Rung,
     plant: dict[tuple[str, int, int], float] | None = None,
     threads: int = 2,
-    positions: int = 256,
+    **shape: int,
 ) -> Any:
     """Random weights; `plant`: a value at (part, row, column)."""
-    model, rng = make(rung, threads, positions=positions), np.random.default_rng(0)
-    for part, shape in PARTS.items():
-        w = rng.normal(size=shape, scale=0.3).astype(np.float32)
+    full = SHAPE | shape
+    model, rng = make(rung, threads, **shape), np.random.default_rng(0)
+    for part, size in parts(full).items():
+        w = rng.normal(size=size, scale=0.3).astype(np.float32)
         for (name, row, column), value in (plant or {}).items():
             if name == part:
                 w[row, column] = value
         model.load_matrix(part, 0, 0, w)
     for layer, feed_forward in [(0, False), (0, True), (1, True)]:
         model.load_norm(layer, feed_forward, np.ones(24, np.float32))
-    model.allocate(positions // 64)
+    model.allocate(full["positions"] // 64)
     return model
 
 
@@ -96,6 +104,19 @@ def test_long_calls_have_the_bits_of_short_ones(rung: Rung) -> None:
         np.testing.assert_array_equal(whole, np.concatenate(parts))
 
 
+@every_rung
+def test_few_rows_have_the_bits_of_many_however_their_panels_are_shared_out(rung: Rung) -> None:
+    """Few rows take several panels at once: matrices of 10, 7 and 3, for 1 to 4 threads."""
+    ids = np.random.default_rng(2).integers(0, WIDE["vocab"], 40).tolist()
+    whole, _, row = forward(loaded(rung, threads=1, **WIDE), ids, [0])
+    assert row == -1
+    for threads in (1, 2, 3, 4):
+        for rows in (1, 2, 3, 7):
+            model = loaded(rung, threads=threads, **WIDE)
+            cut = [forward(model, ids[i : i + rows], [0], i)[0] for i in range(0, 40, rows)]
+            np.testing.assert_array_equal(np.concatenate(cut), whole)
+
+
 def test_every_block_that_a_row_may_touch_is_checked() -> None:
     """Also those of the later rows of a sequence, and of a chunk that starts further on."""
     model = loaded(RUNGS[-1])
@@ -114,7 +135,7 @@ def test_every_block_that_a_row_may_touch_is_checked() -> None:
 def test_a_weight_has_exactly_its_shape() -> None:
     """A row more would still fit into the padding of a panel, or into the next part's columns."""
     model = loaded(RUNGS[-1])
-    for part, (rows, columns) in PARTS.items():
+    for part, (rows, columns) in parts(SHAPE).items():
         wrong = [(0, rows + 1, columns), (0, rows, columns + 1), (0, rows, columns - 1)]
         for first, *shape in [*wrong, (1, rows, columns), (-1, 1, columns), (rows + 1, 0, columns)]:
             with pytest.raises(ValueError, match="another shape"):
@@ -132,8 +153,8 @@ def test_a_weight_may_come_in_pieces_of_any_size(rung: Rung) -> None:
     """Two models of the same weights say the same."""
     whole, pieces = loaded(rung), loaded(rung, {("lm_head", 0, 0): np.nan, ("up_proj", 1, 1): 9.0})
     rng = np.random.default_rng(0)
-    for part, (rows, columns) in PARTS.items():
-        w = rng.normal(size=(rows, columns), scale=0.3).astype(np.float32)  # as in `loaded`
+    for part, (rows, columns) in parts(SHAPE).items():
+        w = rng.normal(size=(rows, columns), scale=0.3).astype(np.float32)
         for first in range(0, rows, 7):
             pieces.load_matrix(part, 0, first, w[first : first + 7])
     ids = list(range(37))
@@ -146,7 +167,7 @@ def test_a_weight_may_come_in_pieces_of_any_size(rung: Rung) -> None:
         ({"kv_heads": 0}, "multiple of key heads"),
         ({"kv_heads": 4}, "multiple of key heads"),
         ({"threads": 0}, "at least one thread"),
-        ({"head_dim": 10}, "rotary frequencies"),
+        ({"frequencies": 5}, "rotary frequencies"),
     ],
 )
 def test_an_impossible_model_is_refused(shape: dict[str, int], message: str) -> None:
