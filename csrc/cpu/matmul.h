@@ -46,14 +46,15 @@ struct Blocks {
   static constexpr int kMostRows = 512;
   int rows, steps;
 
+  static constexpr bool few(int rows) { return rows <= 3 * Inner<P>::kRows; }
   explicit Blocks(const MatmulArgs& a) {
     constexpr int kNear = 20 << 10, kFar = 800 << 10;  // bytes of a panel; of the activations
     constexpr int kRows = 32;  // a whole number of tiles on every rung that cares
     const int k = round_up(a.w.k, kPanel), fit = kFar / (k * int(sizeof(typename P::X)));
     rows = fit < 2 * kRows ? 2 * kRows : fit > kMostRows ? kMostRows : fit / kRows * kRows;
     const int most = kNear / (kPanel * int(sizeof(typename P::Wt)));
-    // One tile of rows has no use for a part of a panel that stays.
-    const int count = a.m <= Inner<P>::kRows ? 1 : (k + most - 1) / most;
+    // A few tiles of rows read a panel as it comes, and have no use for a part of it that stays.
+    const int count = few(a.m) ? 1 : (k + most - 1) / most;
     steps = round_up((k + count - 1) / count, kPanel) / P::kStep;
   }
 };
@@ -93,22 +94,22 @@ void matmul(const MatmulArgs& a, int panel_begin, int panel_end) {
   Finished<P> finished;  // of the tile before
   for (int row0 = 0; row0 < a.m; row0 += blocks.rows) {
     const int rows = row0 + blocks.rows < a.m ? blocks.rows : a.m - row0;
-    const bool single = rows <= kRows;
+    const bool single = rows <= kRows, few = Blocks<P>::few(rows);
     for (int p = panel_begin; p < panel_end; ++p) {
       const auto* w = static_cast<const typename P::Wt*>(a.w.panel(p));
       for (int s = 0; s < steps; s += blocks.steps) {
         const int count = s + blocks.steps < steps ? blocks.steps : steps - s;
         const auto* part = w + size_t(s) * kStride;
-        // A single tile of rows reads at the speed of the memory and asks for the next part as it
-        // goes; with several, that comes while they are busy with this one.
+        // The first of a few tiles of rows reads at the speed of the memory and asks for the next
+        // part as it goes; with many, that comes while they are busy with this one.
         const size_t elements = size_t(count) * kStride;
         const void* next = s + count == steps && p == a.last ? a.then : part + elements;
-        if (!single) inner.fetch = Fetch::of(next, elements * sizeof(*w), rows / kRows);
+        inner.fetch = few ? Fetch{} : Fetch::of(next, elements * sizeof(*w), rows / kRows);
         Inner<P>::tiles(rows, [&](int row, int tile_rows) {
           float* tile = sums + (single ? p % 2 * kRows : row) * kPanel;
           inner.panels(tile_rows, x + (row0 + row) * a.x_stride + s * P::kStep, a.x_stride,
-                       {part, 0, 1}, count, {single ? next : nullptr}, s > 0, {tile, kPanel, 0},
-                       [&] { finished.some(4); });
+                       {part, 0, 1}, count, {few && row == 0 ? next : nullptr}, s > 0,
+                       {tile, kPanel, 0}, [&] { finished.some(4); });
           finished.all();
           if (s + count == steps) finished = {&a, p, row0 + row, tile_rows, tile};
           if (!Inner<P>::kHasRoom) finished.all();
