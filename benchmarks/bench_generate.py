@@ -73,8 +73,7 @@ def room_gib(engine: Engine) -> float:
 
 def touch(engine: Engine) -> None:
     """Writes once to every block of the cache. The system hands out a page when it is touched, in a
-    virtual machine not before its host has found one: that is part of no figure, and our peers
-    touch theirs when they start."""
+    virtual machine not before its host has found one: that is to be part of no figure."""
     size, vocab = engine.backend.block_size, engine.config.vocab_size
     ids = np.random.default_rng(0).integers(0, vocab, (CACHE_TOKENS // size, size))
     engine.generate(ids.tolist(), greedy(1))
