@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
+
+# Before anything imports triton: its kernels then run on the CPU, whatever this machine has.
+# `make gpu-check` runs them on a GPU.
+os.environ["TRITON_INTERPRET"] = "1"
 
 pytest_plugins = ["tests.fixtures"]
 

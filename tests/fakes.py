@@ -75,6 +75,9 @@ class FakeBackend:
         self.block_bytes = 8 * block_size
         self.reads: list[int] = []
 
+    def cache_room(self) -> int:
+        return 1 << 30
+
     def allocate(self, blocks: int) -> None:
         self.pool = np.zeros((blocks, self.block_size), np.int64)  # [blocks, P] id + 1, 0: nothing
 
@@ -105,6 +108,9 @@ class FakeBackend:
         text = self.pool[blocks].reshape(-1)[: position + 1]
         assert text.all(), "a token is read before it was written"
         return text - 1
+
+    def to_host(self, hidden: F32) -> F32:
+        return hidden.copy()
 
     def logits(self, hidden: F32) -> F32:
         for row in np.flatnonzero(hidden[:, 1] == BAD_IN_HEAD):

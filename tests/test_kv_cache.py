@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -10,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.fakes import check_books
+from urial_engine.backends.host_memory import available_memory
 from urial_engine.errors import CapacityError, ParameterError
 from urial_engine.kv_cache import KVCache, Segment, common_run
-from urial_engine.kv_cache_budget import GIB, available_memory, cache_blocks
+from urial_engine.kv_cache_budget import GIB, cache_blocks
 
 SIZE = 4  # tokens a block
 
@@ -243,17 +245,19 @@ def test_common_run(a: list[int], b: list[int], run: int) -> None:
 
 def test_a_container_has_less_than_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"/sys/fs/cgroup/memory.max": 5000, "/sys/fs/cgroup/memory.current": 2000}
-    monkeypatch.setattr("urial_engine.kv_cache_budget._number", files.get)
+    monkeypatch.setattr("urial_engine.backends.host_memory._number", files.get)
     assert available_memory() == 3000
 
 
 def test_the_budget() -> None:
-    assert cache_blocks(1, block_bytes=GIB // 8, most=1) == 8, "a wish is fulfilled"
-    assert cache_blocks(None, block_bytes=1, most=7) == 7
-    some = cache_blocks(None, block_bytes=GIB // 64, most=1 << 40)
-    assert 0 < some * GIB // 64 < available_memory()
+    budget = partial(cache_blocks, room=GIB // 2)
+    assert budget(1, block_bytes=GIB // 8, most=1) == 8, "a wish is fulfilled"
+    assert budget(None, block_bytes=1, most=7) == 7
+    assert budget(None, block_bytes=GIB // 64, most=1 << 40) == 32
+    assert budget(None, block_bytes=2 * GIB, most=1) == 1
+    assert available_memory() > 0
     with pytest.raises(CapacityError, match=r"kv_cache_gib=0\.5 does not hold one block"):
-        cache_blocks(0.5, block_bytes=GIB, most=1)
+        budget(0.5, block_bytes=GIB, most=1)
     for gib in (0, -1, float("nan")):
         with pytest.raises(ParameterError, match="kv_cache_gib"):
-            cache_blocks(gib, block_bytes=1, most=1)
+            budget(gib, block_bytes=1, most=1)

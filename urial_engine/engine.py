@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .backends import HeadComparison, open_backend
+from .backends import HeadComparison, choose_device, open_backend
 from .backends.base import F32, I32
 from .checkpoint import Checkpoint
 from .engine_inputs import Prompt, PromptReader, as_list, context_length, each_params
@@ -37,10 +37,12 @@ class Engine:
 
     model: a folder or a hub id. prefix: a text (or UrialPrompt) that every text prompt continues;
     its keys and values are computed once, and kept in `prefix_dir` if that is given. device: "cpu",
-    "reference" or "auto". dtype, threads, isa: as the device has them. kv_cache_gib: None = half of
-    the available memory, and no more than max_batch texts of full length can use. max_batch: how
-    many samples run at the same time. max_model_len: a context shorter than the model's. chunk:
-    prompt tokens read in one step, and half as many while others wait for their next token.
+    "cuda", "cuda:1", "reference", or "auto" for a GPU where one can be used, else the CPU (`info`
+    says why). dtype, threads, isa: as the device has them. kv_cache_gib: None = as much as the
+    device can spare, and no more than max_batch texts of full length can use. max_batch: how many
+    samples run at the same time. max_model_len: a context shorter than the model's. chunk: prompt
+    tokens read in one step, and half as many while others wait for their next token. invariant: on
+    a GPU, no bit of a result depends on the batch; on a CPU none ever does.
 
     Threads may share an engine. Errors are those of `urial_engine.errors`.
     """
@@ -59,6 +61,7 @@ class Engine:
         prefix_dir: str | Path | None = None,
         max_model_len: int | None = None,
         chunk: int = 512,
+        invariant: bool = False,
     ) -> None:
         for name, value in (("max_batch", max_batch), ("chunk", chunk)):
             if value < 1:
@@ -73,9 +76,13 @@ class Engine:
             self.tokenizer = Tokenizer.load(checkpoint.folder)
             self.tokenizer.check_fits(self.config.vocab_size)
             weights = Weights.open(checkpoint)
-            self.backend = open_backend(device, weights, dtype=dtype, threads=threads, isa=isa)
+            device, reason = choose_device(device)
+            self.backend = open_backend(
+                device, weights, dtype=dtype, threads=threads, isa=isa, invariant=invariant
+            )
         try:
             self._open(weights, kv_cache_gib, max_batch, chunk, prefix_dir)
+            self.info["device_reason"] = reason
         except BaseException:
             self.backend.close()
             raise
@@ -91,7 +98,8 @@ class Engine:
         """The cache, what runs on it, and the prefix in it."""
         backend, vocab_size = self.backend, self.config.vocab_size
         most = (max_batch + 1) * -(-self.context // backend.block_size)  # each of full length
-        blocks = cache_blocks(gib, block_bytes=backend.block_bytes, most=most)
+        room = backend.cache_room()
+        blocks = cache_blocks(gib, block_bytes=backend.block_bytes, most=most, room=room)
         backend.allocate(blocks)
         cache = KVCache(backend, blocks)
         self._scheduler = Scheduler(

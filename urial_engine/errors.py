@@ -52,3 +52,7 @@ class NumericsError(UrialError, ArithmeticError):
 
 class PrefixStoreError(UrialError, OSError):
     """The prefix folder cannot be written or read."""
+
+
+class DeviceError(UrialError, RuntimeError):
+    """A GPU cannot be used, or failed while it was."""

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
 
 from .errors import CapacityError, ParameterError
 
 GIB = 1 << 30
-SHARE = 0.5  # of what is available, where the caller does not say
 
 
-def cache_blocks(gib: float | None, *, block_bytes: int, most: int) -> int:
-    """Blocks that fit in `gib`; by default in half of the available memory, and at most `most`.
+def cache_blocks(gib: float | None, *, block_bytes: int, most: int, room: int) -> int:
+    """Blocks that fit in `gib`; by default in `room` bytes, and at most `most`.
 
     ParameterError for a budget that is not positive, CapacityError where not one block fits.
     """
     if gib is None:
-        return max(min(int(available_memory() * SHARE) // block_bytes, most), 1)
+        return max(min(room // block_bytes, most), 1)
     if not 0 < gib < math.inf:
         raise ParameterError(f"kv_cache_gib={gib!r}: must be a positive number of GiB")
     blocks = int(gib * GIB) // block_bytes
@@ -28,38 +25,3 @@ def cache_blocks(gib: float | None, *, block_bytes: int, most: int) -> int:
             f"({block_bytes / GIB:.6f} GiB); raise it"
         )
     return blocks
-
-
-def available_memory() -> int:
-    """Bytes that could be allocated now, as far as the system says: machine and container."""
-    machine = _meminfo_available() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    limit, used = (_number(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-    if used is not None:
-        used -= _file_pages()  # they give way: the weights that were just read are among them
-    return machine if limit is None or used is None else max(min(machine, limit - used), 0)
-
-
-def _meminfo_available() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    values = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return values[0] if values else None
-
-
-def _file_pages() -> int:
-    """Bytes of the container's use that are copies of files."""
-    try:
-        lines = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(x.split()[1]) for x in lines if x.startswith(("active_file ", "inactive_file ")))
-
-
-def _number(path: str) -> int | None:
-    """A file that holds one number; None where there is none, or it says "max"."""
-    try:
-        return int(Path(path).read_text())
-    except (OSError, ValueError):
-        return None

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .backends.base import F32, Backend, HeadScores, Sampled
+from .backends.base import Backend, HeadScores, Hidden, Sampled
 from .errors import CapacityError, NumericsError
 from .kv_cache import KVCache, common_run
-from .scheduler_batch import Judged, Read, SampleBatches, forward_batch, logprobs_at, put_away
+from .scheduler_batch import Judged, Read, SampleBatches, forward_batch, judged, logprobs_at
 from .scheduler_requests import Generation, Request, Sequence
 from .scheduler_samples import Sample
 
@@ -78,8 +78,10 @@ class Scheduler:
         """Advance all that runs. The error of one request is set on it, and ends only that one."""
         self.drop_cancelled()
         plan, hidden = self._forward(self._plan())
+        if hidden is None:
+            return
         sequences = [read.sequence for read in plan]
-        if plan and self._prompts:
+        if self._prompts:
             sequences, hidden = self._read_prompts(plan, hidden)
         self._choose(sequences, hidden)
 
@@ -153,7 +155,7 @@ class Scheduler:
 
     # What becomes of it
 
-    def _forward(self, plan: list[Read]) -> tuple[list[Read], F32]:
+    def _forward(self, plan: list[Read]) -> tuple[list[Read], Hidden | None]:
         """What was read, all but the requests that fail, and its hidden states [T, C]."""
         while plan:
             batch = forward_batch(plan)
@@ -167,18 +169,20 @@ class Scheduler:
             for sequence, _, ids in plan:
                 self._cache.append(sequence.leaf, ids)
             return plan, hidden
-        return [], np.zeros((0, 0), np.float32)
+        return [], None
 
-    def _read_prompts(self, plan: list[Read], hidden: F32) -> tuple[list[Sequence], F32]:
+    def _read_prompts(self, plan: list[Read], hidden: Hidden) -> tuple[list[Sequence], Hidden]:
         """See to the prompts among what was read.
 
         Returns the samples whose next token is due, and the rows [M, C] that choose them.
         """
         ends = list(accumulate(len(ids) for _, _, ids in plan))
-        pieces = [hidden[end - len(ids) : end] for (_, _, ids), end in zip(plan, ends, strict=True)]
-        self._score(put_away(plan, pieces))
+        pieces = [range(end - len(ids), end) for (_, _, ids), end in zip(plan, ends, strict=True)]
+        for read, rows in zip(plan, pieces, strict=True):
+            self._keep(read, hidden[rows.start : rows.stop])
+        self._score([j for r, p in zip(plan, pieces, strict=True) if (j := judged(r, p))], hidden)
         self._prompts = [s for s in self._prompts if s.pending]
-        due, rows = [], []
+        due, last = [], []
         for (sequence, _, _), end in zip(plan, ends, strict=True):
             if sequence.pending or sequence.request.finished:
                 continue
@@ -186,31 +190,43 @@ class Scheduler:
                 self._end(sequence.request)
             else:
                 due.append(sequence)
-                rows.append(end - 1)
-        return due, hidden[rows]
+                last.append(end - 1)
+        return due, hidden[last]
 
-    def _score(self, judged: list[Judged]) -> None:
+    def _keep(self, read: Read, rows: Hidden) -> None:
+        """Put the hidden states of a prompt away where they are wanted."""
+        request = read.sequence.request
+        first = max(request.rows_from, read.start)
+        if request.kept is None or first >= read.start + len(rows):
+            return
+        try:
+            request.kept.append(self._backend.to_host(rows[first - read.start :]))
+        except NumericsError as error:
+            self._fail(request, error, first + error.row)
+
+    def _score(self, judged: list[Judged], hidden: Hidden) -> None:
         """One call of the head for all rows that want as many of the likeliest tokens."""
+        judged = [item for item in judged if not item.request.finished]
         while judged:
             top_k = judged[0].scored.top_k
             group = [item for item in judged if item.scored.top_k == top_k]
             ends = np.cumsum([len(item.targets) for item in group])
-            hidden = np.concatenate([item.rows for item in group])  # [M, C]
+            rows = [row for item in group for row in item.rows]  # [M]
             targets = np.array([t for item in group for t in item.targets], np.int32)  # [M]
             try:
-                scores = self._backend.score(hidden, targets, top_k)
+                scores = self._backend.score(hidden[rows], targets, top_k)
             except NumericsError as error:
                 item = group[int(np.searchsorted(ends, error.row, side="right"))]
                 before = int(ends[group.index(item)]) - len(item.targets)
                 self._fail(item.request, error, item.first + error.row - before)
             else:
                 for item, end in zip(group, ends, strict=True):
-                    rows = slice(end - len(item.targets), end)
-                    item.scored.parts.append(HeadScores._make(column[rows] for column in scores))
+                    own = slice(end - len(item.targets), end)
+                    item.scored.parts.append(HeadScores._make(column[own] for column in scores))
                 judged = [item for item in judged if item.scored.top_k != top_k]
             judged = [item for item in judged if not item.request.finished]
 
-    def _choose(self, chosen: list[Sequence], hidden: F32) -> None:
+    def _choose(self, chosen: list[Sequence], hidden: Hidden) -> None:
         """The next token of each sample, from the hidden state [M, C] of the token before."""
         while chosen:
             samples = [sequence.sample for sequence in chosen if sequence.sample is not None]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .backends.base import F32, I32, Batch, HeadScores, SampleBatch, Sampled
+from .backends.base import I32, Batch, HeadScores, SampleBatch, Sampled
 from .outputs import Logprob, Logprobs
 from .scheduler_requests import Request, Scored, Sequence
 from .scheduler_samples import NOTHING, SETTINGS, Sample
@@ -39,28 +39,24 @@ def forward_batch(plan: list[Read]) -> Batch:
 
 
 class Judged(NamedTuple):
-    """Rows [n, C] of a prompt from position `first` on, and the token that each has to judge."""
+    """Rows of the step from position `first` of a prompt on, and the token that each judges."""
 
     request: Request
     scored: Scored
     first: int
-    rows: F32
+    rows: range
     targets: list[int]
 
 
-def put_away(plan: list[Read], pieces: list[F32]) -> list[Judged]:
-    """Put the hidden states that are wanted away, and say which rows are to be scored."""
-    judged = []
-    for (sequence, start, _), rows in zip(plan, pieces, strict=True):
-        request, first = sequence.request, max(sequence.request.rows_from, start)
-        wanted = rows[first - start :]
-        if request.kept is not None:
-            request.kept.append(wanted.copy())  # a view would keep all rows of the step
-        if request.scored is not None and sequence.leads:
-            targets = request.scored.targets[first - request.rows_from :][: len(wanted)]
-            wanted = wanted[: len(targets)]
-            judged.append(Judged(request, request.scored, first, wanted, targets))
-    return [item for item in judged if item.targets]
+def judged(read: Read, rows: range) -> Judged | None:
+    """Which of the rows that a sequence read are to be scored."""
+    request, scored = read.sequence.request, read.sequence.request.scored
+    if scored is None or not read.sequence.leads:
+        return None
+    first = max(request.rows_from, read.start)
+    targets = scored.targets[first - request.rows_from :][: max(read.start + len(rows) - first, 0)]
+    wanted = rows[first - read.start :][: len(targets)]
+    return Judged(request, scored, first, wanted, targets) if targets else None
 
 
 class SampleBatches:

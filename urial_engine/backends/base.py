@@ -12,7 +12,7 @@ same physical block at the same index share it, and attention reads it once for 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 I32 = NDArray[np.int32]
 F32 = NDArray[np.float32]
+
+
+# Hidden states [T, C] where their backend holds them: an array, or rows on a device. Above the
+# backends they have a length, and rows of them are chosen by a slice or a list.
+Hidden: TypeAlias = Any
 
 
 class Batch(NamedTuple):
@@ -105,41 +110,48 @@ class HeadComparison(NamedTuple):
 
 
 class Backend(Protocol):
-    """Implemented by `reference` (numpy, fp64) and `cpu` (C++). Every method raises
-    `NumericsError` where a value is not finite."""
+    """Implemented by `reference` (numpy, fp64), `cpu` (C++) and `cuda` (torch, Triton, CUDA).
+
+    Where a value is not finite a `NumericsError` names the layer and the row: raised by `forward`,
+    or, where that does not wait for its device, by the exit that is given the row."""
 
     name: str  # "cpu"
-    # what else changes the bits of a result: the instruction set; goes into the prefix fingerprint
     build: str  # identity of the code: bits made by another build may differ; in the fingerprint
-    variant: str
-    dtype: str  # "bfloat16" | "float32" | "float64": what weights and cache are held in
+    variant: str  # what else changes the bits: the instruction set or the architecture; likewise
+    dtype: str  # "bfloat16" | "float16" | "float32" | "float64" of weights and cache
     threads: int
     config: ModelConfig
     block_size: int  # tokens a block
     block_bytes: int  # bytes a block, all layers, keys and values
     weight_bytes: int
 
+    def cache_room(self) -> int:
+        """Bytes that the pool of blocks may take where the caller does not say how many."""
+
     def allocate(self, blocks: int) -> None:
         """Reserve the pool of KV-cache blocks; replaces an earlier pool. Blocks start out
         zeroed, and what is not finite is never written to one: so what an earlier user left in a
         block counts for nothing where a later one is masked (0 * stale = 0)."""
 
-    def forward(self, batch: Batch) -> F32:
+    def forward(self, batch: Batch) -> Hidden:
         """All layers and the final norm -> hidden states [T, C]. Writes the T tokens' keys and
         values to the cache."""
 
-    def logits(self, hidden: F32) -> F32:
+    def to_host(self, hidden: Hidden) -> F32:
+        """A copy of hidden states [M, C] that every exit takes as well as the original."""
+
+    def logits(self, hidden: Hidden) -> F32:
         """[M, C] -> [M, V], fp32. For callers who need them all; nothing in generate or score
         does."""
 
-    def next_tokens(self, hidden: F32, how: SampleBatch) -> Sampled:
+    def next_tokens(self, hidden: Hidden, how: SampleBatch) -> Sampled:
         """The head's exit for generation: [M, C] -> one token a row."""
 
-    def score(self, hidden: F32, targets: I32, top_k: int) -> HeadScores:
+    def score(self, hidden: Hidden, targets: I32, top_k: int) -> HeadScores:
         """The head's exit for scoring: vocabulary tiles in cache, never [M, V]."""
 
     def compare(
-        self, hidden: F32, targets: I32, top_k: int, aligned: Backend, aligned_hidden: F32
+        self, hidden: Hidden, targets: I32, top_k: int, aligned: Backend, aligned_hidden: Hidden
     ) -> HeadComparison:
         """Score both heads and stream both KL divergences over the same tiles. `self` is the
         base."""

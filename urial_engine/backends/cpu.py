@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from .. import _native
 from ..errors import CapacityError, ConfigError, NumericsError, ParameterError
 from .base import F32, I32, Backend, Batch, HeadComparison, HeadScores, SampleBatch, Sampled
+from .host_memory import available_memory
 
 if TYPE_CHECKING:
     from ..config import ModelConfig
@@ -89,6 +90,10 @@ class CpuBackend:
         else:
             self._model.load_matrix(part, layer, first, _raw(rows))
 
+    def cache_room(self) -> int:
+        """See `Backend`."""
+        return available_memory() // 2
+
     def allocate(self, blocks: int) -> None:
         """See `Backend`. The pool is reserved, not touched: pages come with the first token."""
         try:
@@ -112,6 +117,10 @@ class CpuBackend:
                 row=row,
             )
         return hidden  # type: ignore[no-any-return]
+
+    def to_host(self, hidden: F32) -> F32:
+        """See `Backend`."""
+        return hidden.copy()
 
     def logits(self, hidden: F32) -> F32:
         """See `Backend`."""

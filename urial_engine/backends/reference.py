@@ -15,6 +15,7 @@ from ..errors import NumericsError, ParameterError
 from ..kernels import attention, matmul, rank, rmsnorm, rope, sample, silu_mul
 from ..weights import EMBEDDING, FINAL_NORM, HEAD, LAYER, parameter_shapes
 from .base import F32, I32, Backend, Batch, HeadComparison, HeadScores, SampleBatch, Sampled
+from .host_memory import available_memory
 
 if TYPE_CHECKING:
     from ..weights import Weights
@@ -47,6 +48,9 @@ class ReferenceBackend:
         self._block = (config.num_layers, 2, self.block_size, config.num_kv_heads, config.head_dim)
         self.block_bytes = int(np.prod(self._block)) * np.dtype(dtype).itemsize
         self.allocate(0)
+
+    def cache_room(self) -> int:
+        return available_memory() // 2
 
     def allocate(self, blocks: int) -> None:
         # [blocks, L, 2, block_size, K, D]
@@ -101,6 +105,9 @@ class ReferenceBackend:
         name = LAYER.format(layer=layer, part="mlp")
         gate, up = self._linear(x, f"{name}.gate_proj"), self._linear(x, f"{name}.up_proj")
         return self._linear(silu_mul.reference(gate, up), f"{name}.down_proj")
+
+    def to_host(self, hidden: Array) -> Array:
+        return hidden.copy()
 
     def raw_logits(self, hidden: Array) -> Array:
         """[M, C] -> [M, V] in the backend's dtype: for tests that look beyond fp32."""

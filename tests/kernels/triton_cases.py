@@ -1,0 +1,76 @@
+"""What the tests of Triton kernels share: random shapes, the dtypes that the interpreter has, and
+the naive computation that a kernel must not be worse than.
+
+The interpreter's product of two bf16 matrices is wrong, so bf16 is left to `make gpu-check`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+CASES, PER_TEST = 200, 20
+
+
+@dataclass
+class Case:
+    """One random case: its numbers come from its own index alone."""
+
+    index: int
+
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng([7, self.index])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float16 if self.index % 2 else torch.float32
+
+    def size(self, *near: int, most: int) -> int:
+        """Half of the time beside one of the sizes at which a kernel changes its way."""
+        if near and self.rng.random() < 0.5:
+            return max(int(self.rng.choice(near)) + int(self.rng.integers(-1, 2)), 1)
+        return int(self.rng.integers(1, most + 1))
+
+    def normal(self, *shape: int, scale: float = 1.0) -> torch.Tensor:
+        """Of this dtype. Now and then a row repeats another, and one element is large."""
+        x = self.rng.normal(size=shape, scale=scale)
+        if len(shape) > 1 and shape[0] > 1 and self.rng.random() < 0.3:
+            x[-1] = x[0]
+        if x.size and self.rng.random() < 0.3:
+            x.reshape(-1)[self.rng.integers(x.size)] *= 30
+        return torch.from_numpy(x).to(self.dtype)
+
+
+def cases() -> Iterator[Any]:
+    """CASES of them, in parts that are tests of their own."""
+    for first in range(0, CASES, PER_TEST):
+        part = [Case(i) for i in range(first, first + PER_TEST)]
+        yield pytest.param(part, id=f"{first}-{first + PER_TEST - 1}")
+
+
+random_cases = pytest.mark.parametrize("part", list(cases()))
+
+
+def wide(x: torch.Tensor) -> NDArray[np.float64]:
+    return x.double().numpy()
+
+
+def single(x: torch.Tensor) -> F32:
+    return x.float().numpy()
+
+
+def naive(operation: Callable[..., Any], dtype: torch.dtype, *inputs: Any) -> F32:
+    """The reference in fp32, rounded to the dtype."""
+    return single(torch.from_numpy(np.asarray(operation(*inputs))).to(dtype))
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """Half a unit in the last place, as a share of the number."""
+    return 2.0**-12 if dtype == torch.float16 else 2.0**-22

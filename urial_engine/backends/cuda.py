@@ -1,0 +1,193 @@
+"""The GPU backend: weights go to the device once; tokens go in, choices and scores come out.
+
+Torch holds the memory and multiplies matrices, Triton does the rest of the layers, csrc/cuda the
+rest of the head. This file keeps the contract; the work is in the files beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .. import kernels
+from ..errors import CapacityError, ConfigError, ParameterError
+from .base import F32, I32, Backend, Batch, HeadComparison, HeadScores, Hidden, SampleBatch, Sampled
+from .cuda_choose import next_tokens
+from .cuda_device import Device
+from .cuda_forward import BLOCK_SIZE, FINITE, Forward, Rows
+from .cuda_head import Head, check_finite, rows_finite
+from .cuda_score import compare, score
+from .cuda_transfer import upload
+from .cuda_weights import DeviceWeights
+from .host_memory import available_memory
+
+if TYPE_CHECKING:
+    from ..config import ModelConfig
+    from ..weights import Weights
+
+MAX_HEAD_SIZE = 256
+GIB = 1 << 30
+RESERVE = GIB  # of the device, for activations, the head's workspace and torch itself
+SHARE = 0.9  # of what is left, for the cache where the caller does not say
+
+
+class CudaBackend:
+    """Implements `Backend` on one GPU. A row's attention never depends on its neighbours. Its
+    matrix products do, in the last bits, unless `invariant`: a fixed order in place of a library.
+    """
+
+    name = "cuda"
+    threads = 1
+    block_size = BLOCK_SIZE
+
+    def __init__(
+        self, weights: Weights, device: Device, *, dtype: str = "auto", invariant: bool = False
+    ) -> None:
+        self.config: ModelConfig = weights.config
+        if self.config.head_dim > MAX_HEAD_SIZE:
+            raise ConfigError(
+                f"head_dim = {self.config.head_dim}: the cuda backend has heads of up to "
+                f"{MAX_HEAD_SIZE}"
+            )
+        self.dtype = _choose_dtype(dtype, weights.dtype, device)
+        self._device = device
+        self.variant = f"sm_{device.architecture}{' invariant' if invariant else ''}"
+        self.build = f"{_sources()} torch {version('torch')} triton {version('triton')}"
+        with device.use():
+            self._weights = DeviceWeights(weights, getattr(torch, self.dtype), device.torch)
+            self._weights.load()
+            self._forward = Forward(self.config, self._weights, device, invariant=invariant)
+            self.head = Head(
+                self._weights.head, self.config.vocab_size, device, invariant=invariant
+            )
+            self.allocate(0)
+        self.weight_bytes = self._weights.bytes
+        pool = self._forward.pool
+        self.block_bytes = int(np.prod(pool.shape[1:])) * pool.element_size()
+
+    def cache_room(self) -> int:
+        """See `Backend`."""
+        if self._device.interpreted:
+            return available_memory() // 2
+        free, _ = torch.cuda.mem_get_info(self._device.torch)
+        return int(max(free - RESERVE, 0) * SHARE)
+
+    def allocate(self, blocks: int) -> None:
+        """See `Backend`."""
+        c, device = self.config, self._device.torch
+        shape = (blocks, c.num_layers, 2, c.num_kv_heads, BLOCK_SIZE, c.head_dim)
+        with self._device.use():
+            self._forward.pool = torch.empty(0)
+            try:
+                dtype = getattr(torch, self.dtype)
+                self._forward.pool = torch.zeros(shape, dtype=dtype, device=device)
+            except torch.OutOfMemoryError as error:
+                size = blocks * self.block_bytes / GIB
+                raise CapacityError(
+                    f"{self._device.name} does not give {size:,.1f} GiB for the KV-cache; lower "
+                    "kv_cache_gib"
+                ) from error
+
+    def forward(self, batch: Batch) -> Rows:
+        """See `Backend`. Returns before the device is done: what is not finite shows in an exit."""
+        with self._device.use():
+            arrays, slots = self._forward.prepare(batch)
+            step = upload(arrays, self._device.torch)
+            return self._forward.run(step, self._forward.parts(slots))
+
+    def to_host(self, hidden: Hidden) -> F32:
+        """See `Backend`."""
+        rows = self._rows(hidden)
+        with self._device.use():
+            values: F32 = rows.values.float().cpu().numpy()
+            check_finite(rows.bad.cpu().numpy(), rows_finite(values), 0)
+        return values
+
+    def logits(self, hidden: Hidden) -> F32:
+        """See `Backend`."""
+        with self._device.use():
+            return self.head.logits(self._rows(hidden))
+
+    def next_tokens(self, hidden: Hidden, how: SampleBatch) -> Sampled:
+        """See `Backend`."""
+        with self._device.use():
+            return next_tokens(self.head, self._rows(hidden), how)
+
+    def score(self, hidden: Hidden, targets: I32, top_k: int) -> HeadScores:
+        """See `Backend`."""
+        with self._device.use():
+            return score(self.head, self._rows(hidden), targets, top_k)
+
+    def compare(
+        self, hidden: Hidden, targets: I32, top_k: int, aligned: Backend, aligned_hidden: Hidden
+    ) -> HeadComparison:
+        """See `Backend`. Both heads must be on the same GPU."""
+        if not isinstance(aligned, CudaBackend) or aligned._device != self._device:
+            raise ParameterError(
+                f"two heads are compared on one device: this is {self._device.name}, the other "
+                f"{aligned.name}; open both engines on the same device"
+            )
+        with self._device.use():
+            rows = self._rows(hidden), aligned._rows(aligned_hidden)
+            return compare((self.head, aligned.head), rows, targets, top_k)
+
+    def _rows(self, hidden: Hidden) -> Rows:
+        """Hidden states on the device, where they are or from the host."""
+        if isinstance(hidden, Rows):
+            return hidden
+        place = self._device.torch
+        values = torch.from_numpy(np.asarray(hidden, np.float32)).to(place)
+        bad = torch.full((len(values),), FINITE, dtype=torch.int32, device=place)
+        return Rows(values.to(getattr(torch, self.dtype)), bad)
+
+    def copy_block(self, source: int, target: int) -> None:
+        """See `Backend`."""
+        with self._device.use():
+            self._forward.pool[target].copy_(self._forward.pool[source])
+
+    def read_block(self, block: int) -> NDArray[np.uint8]:
+        """See `Backend`."""
+        with self._device.use():
+            host = self._forward.pool[block].flatten().view(torch.uint8).cpu()
+        return np.array(host.numpy())
+
+    def write_block(self, block: int, data: NDArray[np.uint8]) -> None:
+        """See `Backend`."""
+        with self._device.use():
+            source = torch.from_numpy(np.ascontiguousarray(data))
+            self._forward.pool[block].flatten().view(torch.uint8).copy_(source)
+
+    def close(self) -> None:
+        """See `Backend`. The backend cannot be used afterwards."""
+        del self._forward, self._weights, self.head
+        if not self._device.interpreted:
+            torch.cuda.empty_cache()
+
+
+def _sources() -> str:
+    """A hash of everything that decides the bits of a result, but for the libraries."""
+    here = Path(__file__).parent
+    files = [*here.glob("cuda*.py"), *(Path(kernels.__path__[0])).rglob("*.py")]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files)))
+    return digest.hexdigest()[:16]
+
+
+def _choose_dtype(dtype: str, on_disk: str, device: Device) -> str:
+    """A checkpoint in 16 bits stays what it is; one in 32 is rounded to bf16, which has its range.
+
+    The interpreter's product of two bf16 matrices is wrong, so it is never asked for one.
+    """
+    if dtype == "auto":
+        if device.interpreted:
+            return "float32"
+        return on_disk if on_disk in ("bfloat16", "float16") else "bfloat16"
+    known = ("float16", "float32") if device.interpreted else ("bfloat16", "float16", "float32")
+    if dtype not in known:
+        raise ParameterError(f"dtype={dtype!r}: {device.name} has {', '.join(known)} (or 'auto')")
+    return dtype
