@@ -15,7 +15,7 @@ SHELL := /bin/bash
 export PIP_CONSTRAINT := constraints.txt
 
 SOURCES := $(shell find csrc kernels urial_engine -type f -not -path '*/__pycache__/*')
-NATIVE := $(filter %.cpp %.h,$(SOURCES))
+NATIVE := $(filter %.cpp %.h %.cu,$(SOURCES) $(wildcard tests/emulation/*))
 BENCHMARKS := $(basename $(notdir $(wildcard benchmarks/bench_*.py)))
 TYPES := build/types
 INSTALL_LOG := build/install.log
@@ -24,7 +24,8 @@ MODEL ?=
 REPEATS ?= 3
 RACE ?=
 
-.PHONY: help venv build demo test lint format size bench growth peers race sanitize clean
+.PHONY: help venv build demo test lint format size bench growth peers race sanitize gpu-report gpu-check
+.PHONY: clean
 help:
 	@echo 'make demo    answer eight questions with a real model, and show their token shift'
 	@echo 'make test    lint, line budgets and all tests'
@@ -37,6 +38,8 @@ help:
 	@echo 'make race    we and our peers on MODEL=..., REPEATS=... times; RACE=... more options'
 	@echo 'make growth  how time and memory grow with each parameter (ten minutes)'
 	@echo 'make sanitize native tests with the address and undefined-behaviour sanitizers'
+	@echo 'make gpu-check  on a machine with a GPU: the kernels there, the invariants, the timings'
+	@echo 'make gpu-report the kernels compiled for each architecture, without a GPU'
 	@echo 'make clean   remove everything that make has made'
 	@echo 'PYTHON=...   the interpreter that the first run makes $(VENV) with (now: $(PYTHON))'
 
@@ -114,6 +117,13 @@ growth: $(VENV)/.build $(VENV)/.test
 
 sanitize: $(VENV)/.test
 	$(BIN)/python tools/sanitize.py
+
+# Without a GPU: every kernel for every architecture, against the table in tools/.
+gpu-report: $(VENV)/.test
+	$(BIN)/python -m tools.gpu_report
+
+gpu-check: $(VENV)/.build $(VENV)/.test
+	$(BIN)/python -m benchmarks.gpu_check
 
 clean:
 	rm -rf $(VENV) .peers build .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -5,6 +5,7 @@
 #include "cpu/head.h"
 #include "cpu/limits.h"
 #include "cpu/sample.h"
+#include "philox.h"
 
 namespace {
 
@@ -260,7 +261,7 @@ PYBIND11_MODULE(_native, m) {
   m.attr("BUILD") = URIAL_BUILD;  // of the sources and the compiler
   m.def("available_isas", isas,
         "Instruction sets of this build that this machine runs, best first.");
-  m.def("philox", philox, py::arg("seed"), py::arg("position"), py::arg("sample"));
+  m.def("philox", urial::philox, py::arg("seed"), py::arg("position"), py::arg("sample"));
   const py::call_guard<py::gil_scoped_release> unlocked;
   m.def("read_bandwidth", bandwidth, py::arg("threads"), py::arg("seconds"), py::arg("bytes"),
         unlocked);

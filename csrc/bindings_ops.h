@@ -145,7 +145,7 @@ inline Array<double> statistics(const F32Array& z, const std::optional<F32Array>
   const int n = int(z.shape(1));
   Array<double> out({z.shape(0), py::ssize_t(kFields)});
   for (py::ssize_t r = 0; r < z.shape(0); ++r) {
-    const TileStats s =
+    const urial::TileStats s =
         k.stats(z.data() + r * n, other ? other->data() + r * n : nullptr, n, z_y.data()[r]);
     const double fields[] = {
         s.max, s.sum, s.dot, s.cross, double(s.greater), double(s.equal), s.finite ? 1. : 0.};

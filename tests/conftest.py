@@ -8,11 +8,20 @@ from pathlib import Path
 
 import pytest
 
-# Before anything imports triton: its kernels then run on the CPU, whatever this machine has.
-# `make gpu-check` runs them on a GPU.
-os.environ["TRITON_INTERPRET"] = "1"
-
 pytest_plugins = ["tests.fixtures"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--gpu",
+        action="store_true",
+        help="run Triton's kernels and the CUDA backend on this machine's GPU, not interpreted",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before anything imports triton, which looks at this once."""
+    os.environ["TRITON_INTERPRET"] = "0" if config.getoption("--gpu") else "1"
 
 
 @pytest.fixture(scope="session")

@@ -109,6 +109,9 @@ class FakeBackend:
         assert text.all(), "a token is read before it was written"
         return text - 1
 
+    def check(self, hidden: F32) -> None:
+        """`forward` has raised it."""
+
     def to_host(self, hidden: F32) -> F32:
         return hidden.copy()
 

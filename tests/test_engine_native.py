@@ -45,8 +45,8 @@ def plant(folder: Path, name: str, value: float) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize(
+# Where a value is put, and what the error must name.
+bad_weights = pytest.mark.parametrize(
     ("name", "where"),
     [
         ("model.layers.0.self_attn.q_proj.weight", "layer 0"),
@@ -56,6 +56,10 @@ def plant(folder: Path, name: str, value: float) -> Path:
         ("lm_head.weight", "the head"),
     ],
 )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@bad_weights
 @pytest.mark.parametrize("isa", available_isas())
 def test_bad_weights_are_named(
     tiny_model: TinyModel, isa: str, name: str, where: str, value: float

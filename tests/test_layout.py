@@ -190,7 +190,7 @@ def test_native_code_returns_its_errors() -> None:
 
 def test_every_native_source_is_built() -> None:
     listed = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
-    for path in (p for p in NATIVE if p.suffix == ".cpp"):
+    for path in (p for p in NATIVE if p.suffix in {".cpp", ".cu"}):
         rung = path.stem.removeprefix("rung_")
         assert relative(path) in listed or f"add_rung({rung} " in listed, relative(path)
 

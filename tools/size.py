@@ -22,7 +22,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # gates of config.json and the checks of damaged files came to 500 more than was thought.
 # Another 50 bought a start in a third of a second and half the memory while loading (slices of the
 # weights read and packed by all threads), and prompts that do not tokenise their prefix again.
-BUDGETS = {"core": 3550, "oracle": 600, "thin": 1800, "native": 4000}  # code lines
+# And 50 the contract that lets hidden states stay on a device, and errors that carry what is done.
+# native: 4,000 was the aim. The sampler on the device, which it did not have, came to 170 lines, the
+# bindings of the CUDA kernels to 130.
+# gpu: the backend beside the CPU's, and Triton's kernels. It can be deleted with the core as it is.
+BUDGETS = {"core": 3600, "gpu": 1400, "oracle": 600, "thin": 1800, "native": 4150}  # code lines
+GPU = ("urial_engine/backends/cuda", "kernels/attention/plan", "kernels/attention/tiles")
 # What judges the engine and is not needed to run it: the references, and single operations.
 ORACLE = ("kernels", "urial_engine/backends/reference.py")
 # Layers over the public calls that can be deleted without touching the core.
@@ -85,7 +90,10 @@ def count(path: Path) -> int:
 def budget_of(path: Path) -> str | None:
     """Which budget a file counts against; None for what only serves the others."""
     top, *rest = path.relative_to(ROOT).parts
-    if path.relative_to(ROOT).as_posix().startswith(ORACLE):
+    name = path.relative_to(ROOT).as_posix()
+    if name.startswith(GPU) or path.stem == "triton_kernel":
+        return "gpu"
+    if name.startswith(ORACLE):
         return "oracle"
     if top == "urial_engine":
         stem = Path(rest[0]).stem

@@ -16,11 +16,11 @@ from .backends import HeadComparison, choose_device, open_backend
 from .backends.base import F32, I32
 from .checkpoint import Checkpoint
 from .engine_inputs import Prompt, PromptReader, as_list, context_length, each_params
-from .engine_outputs import request_output, score_output
+from .engine_outputs import about, request_output, score_output
 from .engine_prefix import pin_prefix
 from .engine_progress import progress_bar
 from .engine_runner import Runner
-from .errors import ParameterError, PromptError
+from .errors import ParameterError, PromptError, UrialError
 from .kv_cache import KVCache, common_run
 from .kv_cache_budget import cache_blocks
 from .outputs import RequestOutput, ScoreOutput, StreamEvent
@@ -109,20 +109,7 @@ class Engine:
         self._reader = PromptReader(self.tokenizer, self.prefix, vocab_size, self.context)
         ends = {*self.config.eos_token_ids, self.tokenizer.eos_token_id}
         self._eos = frozenset(t for t in ends if t is not None and t < vocab_size)
-        self.info: dict[str, object] = {
-            "device": backend.name,
-            "isa": backend.variant,
-            "dtype": backend.dtype,
-            "threads": backend.threads,
-            "weights": weights.fingerprint,
-            "weight_bytes": backend.weight_bytes,
-            "tied": weights.tied,
-            "tied_reason": weights.tied_reason,
-            "ignored_config_keys": self.config.ignored_keys,
-            "context": self.context,
-            "kv_cache_blocks": blocks,
-            "kv_cache_bytes": blocks * backend.block_bytes,
-        }
+        self.info = about(backend, weights, blocks) | {"context": self.context}
         self.prefix_ids: list[int] = []
         if self.prefix:
             ids = self._reader.read("", "the prefix", room=1)
@@ -152,7 +139,8 @@ class Engine:
         `finish_reason` of unfinished samples is "abort".
 
         PromptError, ParameterError or CapacityError before anything runs; NumericsError, which
-        names the prompt, when all others are finished.
+        names the prompt, when all others are finished; DeviceError where a GPU fails. The last two
+        carry what there is in `outputs`.
         """
         items = as_list(prompts)
         each = each_params(params, len(items))
@@ -160,12 +148,19 @@ class Engine:
             self.generation(item, own, f"prompts[{i}]")
             for i, (item, own) in enumerate(zip(items, each, strict=True))
         ]
-        with progress_bar(requests, shown=progress) as show, suppress(KeyboardInterrupt):
-            self._runner.run(requests, show)
-        return [
-            request_output(request, item if isinstance(item, str) else None, self.tokenizer)
-            for request, item in zip(requests, items, strict=True)
-        ]
+
+        def outputs() -> list[RequestOutput]:
+            texts = [item if isinstance(item, str) else None for item in items]
+            each = zip(requests, texts, strict=True)
+            return [request_output(request, text, self.tokenizer) for request, text in each]
+
+        try:
+            with progress_bar(requests, shown=progress) as show, suppress(KeyboardInterrupt):
+                self._runner.run(requests, show)
+        except UrialError as error:
+            error.outputs = outputs()
+            raise
+        return outputs()
 
     def answer(
         self, queries: str | Sequence[str], params: SamplingParams | None = None

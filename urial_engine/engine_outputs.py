@@ -1,4 +1,4 @@
-"""Finished requests go in; the outputs that callers see come out."""
+"""Finished requests, and what runs, go in; the records that callers see come out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,26 @@ from .scheduler_batch import logprobs_at
 from .scheduler_requests import Generation, Scored
 
 if TYPE_CHECKING:
+    from .backends.base import Backend
     from .tokenizer import Tokenizer
+    from .weights import Weights
+
+
+def about(backend: Backend, weights: Weights, blocks: int) -> dict[str, object]:
+    """What `Engine.info` says of the model and where it runs; `blocks` of cache were allocated."""
+    return {
+        "device": backend.name,
+        "isa": backend.variant,
+        "dtype": backend.dtype,
+        "threads": backend.threads,
+        "weights": weights.fingerprint,
+        "weight_bytes": backend.weight_bytes,
+        "tied": weights.tied,
+        "tied_reason": weights.tied_reason,
+        "ignored_config_keys": weights.config.ignored_keys,
+        "kv_cache_blocks": blocks,
+        "kv_cache_bytes": blocks * backend.block_bytes,
+    }
 
 
 def request_output(request: Generation, prompt: str | None, tokenizer: Tokenizer) -> RequestOutput:

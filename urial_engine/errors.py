@@ -7,9 +7,16 @@ that a Python user expects.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class UrialError(Exception):
-    """Base of every error that the engine raises on purpose."""
+    """Base of every error that the engine raises on purpose.
+
+    `outputs`: where it ended a call of `generate`, the `RequestOutput`s as far as they came.
+    """
+
+    outputs: Sequence[object] = ()
 
 
 class ConfigError(UrialError, ValueError):

@@ -161,6 +161,8 @@ class Scheduler:
             batch = forward_batch(plan)
             try:
                 hidden = self._backend.forward(batch)  # [T, C]
+                if self._prompts:  # of samples every row is looked at when it chooses
+                    self._backend.check(hidden)
             except NumericsError as error:
                 request = plan[int(batch.sequences[error.row])].sequence.request
                 self._fail(request, error, int(batch.positions[error.row]))

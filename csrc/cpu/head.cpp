@@ -103,8 +103,7 @@ class Side {
     args_.ties[m] = int32_t(mine.equal - 1);  // the target equals itself
     args_.logprob[m] = mine.logprob(target_[row]);
     args_.entropy[m] = float(mine.entropy);
-    if (other)
-      args_.kl[m] = float(mine.cross - (mine.max - other->max) - (mine.log_sum - other->log_sum));
+    if (other) args_.kl[m] = mine.divergence(*other);
     TopK best = top(0, row);
     for (int t = 1; t < threads_; ++t)
       for (int i = 0; i < args_.top_k; ++i) best.add(top(t, row)[i]);
@@ -166,26 +165,6 @@ int run(Team& team, Side** sides, int count, int rows) {
 }
 
 }  // namespace
-
-RowStats merge_tiles(const TileStats* tiles, int count) {
-  double max = -INFINITY, sum = 0, dot = 0, cross = 0;
-  RowStats row{0, 0, 0, 0, 0, 0, true};
-  for (int t = 0; t < count; ++t) {
-    max = tiles[t].max > max ? tiles[t].max : max;
-    row.greater += tiles[t].greater, row.equal += tiles[t].equal;
-    row.finite = row.finite && tiles[t].finite;
-  }
-  for (int t = 0; t < count; ++t) {
-    const double scale = std::exp(tiles[t].max - max);
-    sum += scale * tiles[t].sum;
-    dot += scale * (tiles[t].dot + (tiles[t].max - max) * tiles[t].sum);
-    cross += scale * tiles[t].cross;
-  }
-  row.max = max, row.log_sum = std::log(sum);
-  row.entropy = row.log_sum - dot / sum;
-  row.cross = cross / sum;
-  return row;
-}
 
 void Model::activations(int thread, const float* hidden, int rows, void* x) {
   team_.share(thread, rows, [&](int begin, int end) {

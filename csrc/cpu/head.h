@@ -28,16 +28,4 @@ int greedy(Model& model, const float* hidden, int rows, int32_t* token_ids, floa
 // read as kPadLogit. Inside team().run().
 void logits(Model& model, int thread, const void* x, int rows, float* out, ptrdiff_t out_stride);
 
-// All the tiles of one row, merged in order.
-struct RowStats {
-  double max, log_sum;    // of z, and of e^(z - max)
-  double entropy, cross;  // cross: the mean of z - other under this row's distribution
-  int64_t greater, equal;
-  bool finite;
-
-  // The maximum goes first: what is left of a large logit then keeps its digits.
-  float logprob(float z) const { return float(z - max - log_sum); }
-};
-RowStats merge_tiles(const TileStats* tiles, int count);
-
 }  // namespace urial::cpu

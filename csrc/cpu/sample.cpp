@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "head.h"
+#include "philox.h"
 #include "top_k.h"
 
 namespace urial::cpu {
@@ -184,18 +185,6 @@ int all_logits(Model& model, const float* hidden, int rows, float* out) {
     for (int v = 0; v < vocab; ++v) finite = finite && std::isfinite(z[v]);
     return finite;
   });
-}
-
-uint32_t philox(uint64_t seed, uint32_t position, uint32_t sample) {
-  uint32_t c[4] = {position, sample, 0, 0}, key[2] = {uint32_t(seed), uint32_t(seed >> 32)};
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t a = uint64_t(0xD2511F53) * c[0], b = uint64_t(0xCD9E8D57) * c[2];
-    const uint32_t next[4] = {uint32_t(b >> 32) ^ c[1] ^ key[0], uint32_t(b),
-                              uint32_t(a >> 32) ^ c[3] ^ key[1], uint32_t(a)};
-    std::memcpy(c, next, sizeof c);
-    key[0] += 0x9E3779B9, key[1] += 0xBB67AE85;
-  }
-  return c[0];
 }
 
 }  // namespace urial::cpu

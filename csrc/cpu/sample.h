@@ -27,8 +27,4 @@ int next_tokens(Model& model, const SampleArgs& args);
 // Logits of M rows, [M][V]. The first row that is not finite, or -1.
 int all_logits(Model& model, const float* hidden, int rows, float* out);
 
-// Philox4x32-10 (Salmon et al., SC 2011): the first word for counter (position, sample, 0, 0) and
-// key `seed`.
-uint32_t philox(uint64_t seed, uint32_t position, uint32_t sample);
-
 }  // namespace urial::cpu

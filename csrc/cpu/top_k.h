@@ -1,17 +1,11 @@
-// The k largest logits of a row, ordered by falling value, then rising id. That order is total, so
-// the result does not depend on the order in which values arrive, nor on how many threads collect
-// them.
+// The k largest logits of a row, in the order of Entry.
 #pragma once
 #include <cmath>
 #include <cstdint>
 
-namespace urial::cpu {
+#include "rank.h"
 
-struct Entry {
-  float value;
-  int32_t id;
-  bool before(const Entry& o) const { return value > o.value || (value == o.value && id < o.id); }
-};
+namespace urial::cpu {
 
 class TopK {
  public:

@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "rank.h"
+
 namespace urial::cpu {
 
 // A panel is 32 output columns of a packed matrix; it is the unit of work and of padding, in k as
@@ -19,8 +21,6 @@ constexpr int kTile = 256;
 // Largest head size, and largest number of queries that attention handles as one tile.
 constexpr int kMaxHead = 256;
 constexpr int kMaxQueries = 128;
-// What a logit of a padding column reads as: the smallest finite number, so above no real one.
-constexpr float kPadLogit = -3.40282347e38f;
 
 // Always inlined: these are compiled once for each instruction set, and a shared copy could hold
 // the wrong one's code.
@@ -135,14 +135,6 @@ struct RopeArgs {
   void* q;                 // [K][T * G][padded D] activations
   const float *cos, *sin;  // [positions][D / 2]
   AttentionArgs cache;
-};
-
-// What one tile of logits says of one row; tiles are merged in order, in double.
-struct TileStats {
-  float max, sum, dot;  // sum of e^(z - max), and of e^(z - max) (z - max)
-  float cross;          // sum of e^(z - max) (z - other), where two heads are compared
-  int32_t greater, equal;
-  bool finite;
 };
 
 // A kernel table: one per instruction set and dtype. Functions work on a slice of a task; threads

@@ -193,7 +193,7 @@ def attention(
     tiles: what the plan was made with. window: keys a row sees, 0 for all. programs: how many run
     at a time; they take the items in turn, so that a graph can be used again with other counts.
     """
-    out = torch.empty_like(q)
+    out = torch.zeros_like(q)  # rows that only fill a graph up have no items
     rows, heads, head_dim = q.shape
     kv_heads, block_size = cache.shape[2:4]
     block_d = max(triton.next_power_of_2(head_dim), 16)
@@ -226,6 +226,8 @@ def attention(
             num_warps=tile.warps,
             enable_fp_fusion=False,
         )
+    if not len(parts.values):
+        return out
     merge_kernel[(rows, heads)](
         *parts,
         out,

@@ -13,25 +13,29 @@ from urial_engine.kernels.rope.triton_kernel import rope as turn
 from urial_engine.kernels.silu_mul.triton_kernel import silu_mul as gate
 
 from .rungs import assert_no_worse
-from .triton_cases import Case, naive, random_cases, rounding, single, wide
+from .triton_cases import DEVICE, Case, naive, put, random_cases, rounding, single, wide
 
 NEVER = 99  # in place of a layer, where a row is finite
 TINY = 2.0**-24  # the smallest fp16
 
 
+def never(rows: int) -> torch.Tensor:
+    return put(np.full(rows, NEVER, np.int32))
+
+
 def norm(
     x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, dtype: torch.dtype
 ) -> tuple[torch.Tensor, list[int]]:
-    bad = torch.full((len(x),), NEVER, dtype=torch.int32)
+    bad = never(len(x))
     return add_rmsnorm(x, delta, weight, 1e-5, bad, 3, dtype), bad.tolist()
 
 
 @random_cases
-def test_norm_after_addition(part: list[Case]) -> None:
-    for case in part:
+def test_norm_after_addition(part: range) -> None:
+    for case in map(Case, part):
         rows, size = case.size(most=4), case.size(16, 32, 64, 512, most=600)
         scale = float(10.0 ** case.rng.integers(-3, 4))
-        x = torch.from_numpy(case.rng.normal(size=(rows, size), scale=scale)).float()
+        x = put(case.rng.normal(size=(rows, size), scale=scale)).float()
         delta, weight = case.normal(rows, size, scale=scale), case.normal(size)
         total = x + delta.float()
         out, bad = norm(x, delta, weight, case.dtype)
@@ -44,20 +48,21 @@ def test_norm_after_addition(part: list[Case]) -> None:
 
 
 def test_norm_without_addition_leaves_the_stream_alone() -> None:
-    x = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
-    before, weight = x.clone(), torch.ones(40)
+    x = put(np.random.default_rng(0).normal(size=(3, 40)).astype(np.float32))
+    before, weight = x.clone(), torch.ones(40, device=DEVICE)
     out, _ = norm(x, None, weight, torch.float32)
     assert torch.equal(x, before)
-    np.testing.assert_allclose(out, rmsnorm.reference(x.numpy(), weight.numpy(), 1e-5), rtol=1e-6)
+    expected = rmsnorm.reference(single(x), single(weight), 1e-5)
+    np.testing.assert_allclose(single(out), expected, rtol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
 def test_norm_names_the_first_layer_that_is_not_finite(value: float) -> None:
     """1e30 is finite, and its square is not."""
-    x, weight = torch.ones(3, 40), torch.ones(40)
+    x, weight = torch.ones(3, 40, device=DEVICE), torch.ones(40, device=DEVICE)
     x[1, 7] = value
-    bad = torch.tensor([NEVER, NEVER, 1], dtype=torch.int32)
+    bad = put(np.array([NEVER, NEVER, 1], np.int32))
     add_rmsnorm(x, None, weight, 1e-5, bad, 3, torch.float32)
     assert bad.tolist() == [NEVER, 3, 1]
     x[2, 0] = value
@@ -67,10 +72,11 @@ def test_norm_names_the_first_layer_that_is_not_finite(value: float) -> None:
 
 @pytest.mark.filterwarnings("ignore:overflow")
 @random_cases
-def test_gated_activation(part: list[Case]) -> None:
-    for case in part:
+def test_gated_activation(part: range) -> None:
+    for case in map(Case, part):
         rows, size = case.size(most=3), case.size(16, 1024, 2048, most=1200)
         x = case.normal(rows, 2 * size, scale=float(case.rng.choice([0.1, 3, 40])))
+        x = x.clamp(-200, 200)  # so that a product of two stays in fp16
         gates, up = x[:, :size], x[:, size:]
         truth = silu_mul.reference(wide(gates), wide(up))
         plain = naive(silu_mul.reference, case.dtype, single(gates), single(up))
@@ -81,23 +87,23 @@ def test_gated_activation(part: list[Case]) -> None:
 
 
 @random_cases
-def test_rotation_and_what_it_writes(part: list[Case]) -> None:
-    for case in part:
+def test_rotation_and_what_it_writes(part: range) -> None:
+    for case in map(Case, part):
         kv_heads, group, rows = case.size(most=3), case.size(most=5), case.size(most=4)
         half, heads = case.size(8, 16, 32, most=40), kv_heads * group
         qkv = case.normal(rows, (heads + 2 * kv_heads) * 2 * half)
-        positions = torch.from_numpy(case.rng.integers(0, 50, size=rows)).int()
+        positions = put(case.rng.integers(0, 50, size=rows)).int()
         angle = case.rng.uniform(-7, 7, size=(50, half)).astype(np.float32)
-        tables = torch.from_numpy(np.cos(angle)), torch.from_numpy(np.sin(angle))
-        slots = torch.from_numpy(case.rng.permutation(5 * 64)[:rows]).int()
-        pool = torch.full((5, 2, 2, kv_heads, 64, 2 * half), 7.0, dtype=case.dtype)
-        bad = torch.full((rows,), NEVER, dtype=torch.int32)
+        tables = put(np.cos(angle)), put(np.sin(angle))
+        slots = put(case.rng.permutation(5 * 64)[:rows]).int()
+        pool = torch.full((5, 2, 2, kv_heads, 64, 2 * half), 7.0, dtype=case.dtype, device=DEVICE)
+        bad = never(rows)
         q = turn(qkv, tables, positions, slots, pool[:, 1], bad, 0)
         assert bad.tolist() == [NEVER] * rows
         assert (pool[:, 0] == 7).all(), "another layer is left alone"
 
         split = qkv.view(rows, -1, 2 * half).split([heads, kv_heads, kv_heads], dim=1)
-        c, s = (single(table)[positions.numpy()] for table in tables)
+        c, s = (single(table)[positions.cpu().numpy()] for table in tables)
         places = [(int(slot) // 64, int(slot) % 64) for slot in slots]
         for given, found in (
             (split[0], q),
@@ -120,15 +126,15 @@ def test_rotation_and_what_it_writes(part: list[Case]) -> None:
 @pytest.mark.parametrize("at", [0, 9, 14, 30, 39])
 def test_what_is_not_finite_never_reaches_the_cache(value: float, at: int) -> None:
     """In a query, a key, a value, first and last; 60,000 turned by 45 degrees leaves fp16."""
-    qkv = torch.ones(2, 5 * 8, dtype=torch.float16)
+    qkv = torch.ones(2, 5 * 8, dtype=torch.float16, device=DEVICE)
     qkv[1, at] = value
     if value == 60000.0:
         qkv[1] = value
-    tables = (torch.full((3, 4), -(0.5**0.5)), torch.full((3, 4), 0.5**0.5))
-    pool = torch.zeros(1, 1, 2, 1, 64, 8, dtype=torch.float16)
-    bad = torch.full((2,), NEVER, dtype=torch.int32)
-    rows = torch.tensor([0, 1], dtype=torch.int32)
-    turn(qkv, tables, rows, rows, pool[:, 0], bad, 5)
+    half = np.full((3, 4), 0.5**0.5, np.float32)
+    pool = torch.zeros(1, 1, 2, 1, 64, 8, dtype=torch.float16, device=DEVICE)
+    bad = never(2)
+    rows = put(np.arange(2, dtype=np.int32))
+    turn(qkv, (put(-half), put(half)), rows, rows, pool[:, 0], bad, 5)
     assert bad.tolist() == [NEVER, 5]
     assert torch.isfinite(pool).all()
     assert (pool[0, 0, :, 0, 0] != 0).any()

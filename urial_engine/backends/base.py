@@ -112,8 +112,8 @@ class HeadComparison(NamedTuple):
 class Backend(Protocol):
     """Implemented by `reference` (numpy, fp64), `cpu` (C++) and `cuda` (torch, Triton, CUDA).
 
-    Where a value is not finite a `NumericsError` names the layer and the row: raised by `forward`,
-    or, where that does not wait for its device, by the exit that is given the row."""
+    Where a value is not finite a `NumericsError` names the layer and the row of the call: raised by
+    `forward`, or, where that does not wait for its device, by `check` and by the exits."""
 
     name: str  # "cpu"
     build: str  # identity of the code: bits made by another build may differ; in the fingerprint
@@ -136,6 +136,10 @@ class Backend(Protocol):
     def forward(self, batch: Batch) -> Hidden:
         """All layers and the final norm -> hidden states [T, C]. Writes the T tokens' keys and
         values to the cache."""
+
+    def check(self, hidden: Hidden) -> None:
+        """NumericsError where a row is not finite and `forward` did not know yet. The exits say so
+        too, of the rows that they are given."""
 
     def to_host(self, hidden: Hidden) -> F32:
         """A copy of hidden states [M, C] that every exit takes as well as the original."""

@@ -118,6 +118,9 @@ class CpuBackend:
             )
         return hidden  # type: ignore[no-any-return]
 
+    def check(self, hidden: F32) -> None:
+        """See `Backend`: `forward` has raised it."""
+
     def to_host(self, hidden: F32) -> F32:
         """See `Backend`."""
         return hidden.copy()

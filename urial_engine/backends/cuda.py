@@ -21,6 +21,7 @@ from .base import F32, I32, Backend, Batch, HeadComparison, HeadScores, Hidden, 
 from .cuda_choose import next_tokens
 from .cuda_device import Device
 from .cuda_forward import BLOCK_SIZE, FINITE, Forward, Rows
+from .cuda_graph import DecodeGraphs
 from .cuda_head import Head, check_finite, rows_finite
 from .cuda_score import compare, score
 from .cuda_transfer import upload
@@ -81,8 +82,10 @@ class CudaBackend:
     def allocate(self, blocks: int) -> None:
         """See `Backend`."""
         c, device = self.config, self._device.torch
-        shape = (blocks, c.num_layers, 2, c.num_kv_heads, BLOCK_SIZE, c.head_dim)
+        # One more than is given out, for rows that only fill a graph up.
+        shape = (blocks + 1, c.num_layers, 2, c.num_kv_heads, BLOCK_SIZE, c.head_dim)
         with self._device.use():
+            self._graphs = DecodeGraphs(self._forward, self._device)  # they know the pool
             self._forward.pool = torch.empty(0)
             try:
                 dtype = getattr(torch, self.dtype)
@@ -97,9 +100,18 @@ class CudaBackend:
     def forward(self, batch: Batch) -> Rows:
         """See `Backend`. Returns before the device is done: what is not finite shows in an exit."""
         with self._device.use():
-            arrays, slots = self._forward.prepare(batch)
-            step = upload(arrays, self._device.torch)
-            return self._forward.run(step, self._forward.parts(slots))
+            step, slots = self._forward.prepare(batch)
+            rows = self._graphs.run(step)
+            if rows is None:
+                on_device = upload(step, self._device.torch)
+                rows = self._forward.run(on_device, self._forward.parts(slots))
+            return rows
+
+    def check(self, hidden: Rows) -> None:
+        """See `Backend`. Waits for the device."""
+        with self._device.use():
+            bad = hidden.bad.cpu().numpy()
+        check_finite(bad, np.ones(len(bad), np.bool_), 0)
 
     def to_host(self, hidden: Hidden) -> F32:
         """See `Backend`."""
@@ -165,7 +177,7 @@ class CudaBackend:
 
     def close(self) -> None:
         """See `Backend`. The backend cannot be used afterwards."""
-        del self._forward, self._weights, self.head
+        del self._graphs, self._forward, self._weights, self.head
         if not self._device.interpreted:
             torch.cuda.empty_cache()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -47,12 +47,10 @@ class Device:
         """Work on this device; what goes wrong there is a CapacityError or a DeviceError."""
         import torch
 
+        current = nullcontext() if self.interpreted else torch.cuda.device(self.torch)
         try:
-            if self.interpreted:
+            with current:
                 yield
-            else:
-                with torch.cuda.device(self.torch), torch.inference_mode():
-                    yield
         except torch.OutOfMemoryError as error:
             raise CapacityError(
                 f"{self.name}: out of memory; lower kv_cache_gib, max_batch or chunk, or end what "

@@ -1,7 +1,8 @@
 """Scores on the device: hidden states and target tokens go in; ranks and divergences come out.
 
 The vocabulary is walked in tiles of 2,048 columns: a matrix product into one small workspace, which
-the kernels of csrc/cuda read and forget. No `[M, V]` exists.
+the kernels of csrc/cuda read and forget. No `[M, V]` exists, but for up to 128 rows, whose tile is
+the whole vocabulary: there launches would take longer than products.
 
 A rank compares logits, so the target's own must have the bits that its tile gives it. A first
 product with the targets' rows of the head has the shape of every other; where a library should give
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from ..errors import DeviceError
 from .base import I32, HeadComparison, HeadScores
 from .cuda_forward import Rows
-from .cuda_head import Head, check_finite
+from .cuda_head import MOST_ROWS, Head, check_finite
 from .cuda_transfer import Results, upload
 from .cuda_weights import HEAD_TILE
 
@@ -49,10 +50,16 @@ def compare(
 
 def workspace_bytes(head: Head, rows: int, top_k: int) -> int:
     """What scoring so many rows by one head takes on the device, beside the rows themselves."""
-    m = min(rows, ROWS)
-    gathered = HEAD_TILE * int(head.weight.shape[1]) * head.weight.element_size()
+    m, tile = min(rows, ROWS), _tile_columns(head, rows)
+    gathered = tile * int(head.weight.shape[1]) * head.weight.element_size()
     side = head.statistics(0).shape[1] + head.entries(0, top_k).shape[1]
-    return gathered + m * (4 * HEAD_TILE + int(side) + 4 * (9 + 2 * top_k))
+    own = m * (4 * tile + int(side) + 4 * (9 + 2 * top_k))
+    return own if rows <= MOST_ROWS else own + gathered
+
+
+def _tile_columns(head: Head, rows: int) -> int:
+    """How much of the vocabulary is one product."""
+    return len(head.weight) if rows <= MOST_ROWS else HEAD_TILE
 
 
 @dataclass
@@ -62,7 +69,7 @@ class Side:
     head: Head
     rows: Rows
     targets: torch.Tensor  # [M] int32
-    z: torch.Tensor  # [M, HEAD_TILE] fp32: the workspace
+    z: torch.Tensor  # [M, columns of a tile] fp32: the workspace
     target_logit: torch.Tensor  # [M] fp32
     seen: torch.Tensor  # [M] fp32: the same, as the target's own tile has it
     stats: torch.Tensor  # of all tiles of the vocabulary
@@ -87,7 +94,8 @@ def _blocks(
 
 
 def _side(head: Head, rows: Rows, targets: torch.Tensor, top_k: int) -> Side:
-    """Allocates, and finds the targets' logits by a product of the shape of all others."""
+    """Allocates; where there are several tiles, finds the targets' logits by a product of the shape
+    of theirs."""
     m, place = len(rows), head.device.torch
     i32, f32 = torch.int32, torch.float32
     kinds = {
@@ -97,16 +105,17 @@ def _side(head: Head, rows: Rows, targets: torch.Tensor, top_k: int) -> Side:
         "top_logprobs": (f32, (m, top_k)),
         "mismatches": (i32, (1,)),
     }
-    z = torch.empty(m, HEAD_TILE, device=place)
+    tile = _tile_columns(head, m)
+    z = torch.empty(m, tile, device=place)
     target_logit, seen = torch.empty(m, device=place), torch.empty(m, device=place)
     stats, entries = head.statistics(m), head.entries(m, top_k)
     results = Results(kinds, place)
     side = Side(head, rows, targets, z, target_logit, seen, stats, entries, results)
     results.on_device["bad"].copy_(rows.bad)
-    if m:
-        wanted = targets.repeat(-(-HEAD_TILE // m))[:HEAD_TILE]
+    if tile < len(head.weight):
+        wanted = targets.repeat(-(-tile // m))[:tile]
         head.product(rows.values, head.weight.index_select(0, wanted), out=z)
-        side.launch("take_logits", z=z, out=target_logit, stride=HEAD_TILE)
+        side.launch("take_logits", z=z, out=target_logit, stride=tile)
     return side
 
 
@@ -115,7 +124,7 @@ def _walk(sides: list[Side], top_k: int, first: int) -> list[Scored]:
     for attempt in (0, 1):
         for side in sides:
             side.results.on_device["mismatches"].zero_()
-        for begin in range(0, sides[0].head.vocab, HEAD_TILE):
+        for begin in range(0, sides[0].head.vocab, sides[0].z.shape[1]):
             _tile(sides, begin, 0 if attempt else top_k)
         for side, other in zip(sides, reversed(sides), strict=True):
             _finish(side, None if other is side else other, top_k)
@@ -135,12 +144,13 @@ def _walk(sides: list[Side], top_k: int, first: int) -> list[Scored]:
 
 def _tile(sides: list[Side], begin: int, top_k: int) -> None:
     """One tile of the vocabulary: the products of all heads, then what they say."""
-    vocab = sides[0].head.vocab
+    vocab, tile = sides[0].head.vocab, sides[0].z.shape[1]
     for side in sides:
-        weight = side.head.weight[begin : begin + HEAD_TILE]
-        side.head.product(side.rows.values, weight, out=side.z)
-    where = {"columns": min(HEAD_TILE, vocab - begin), "stride": HEAD_TILE}
-    where |= {"first": begin, "vocab": vocab}
+        side.head.product(side.rows.values, side.head.weight[begin : begin + tile], out=side.z)
+        if tile >= vocab:
+            own = {"ids": side.targets, "out": side.target_logit}
+            side.launch("take_logits", z=side.z, stride=tile, **own)
+    where = {"columns": min(tile, vocab - begin), "stride": tile, "first": begin, "vocab": vocab}
     for side, other in zip(sides, reversed(sides), strict=True):
         side.launch(
             "rank_tile",

@@ -106,6 +106,9 @@ class ReferenceBackend:
         gate, up = self._linear(x, f"{name}.gate_proj"), self._linear(x, f"{name}.up_proj")
         return self._linear(silu_mul.reference(gate, up), f"{name}.down_proj")
 
+    def check(self, hidden: Array) -> None:
+        """`forward` has raised it."""
+
     def to_host(self, hidden: Array) -> Array:
         return hidden.copy()
 

@@ -1,0 +1,1 @@
+"""Everything that the CUDA backend must show on a GPU, in one command: `make gpu-check`."""

@@ -1,0 +1,173 @@
+"""The head of the CUDA backend by itself, its kernels emulated: whole blocks of rows and tiles of
+the vocabulary, targets whose logit a library computed in another way, and the memory it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.interpreted import DEVICE, emulated
+from tests.kernels.test_rank import assert_equal_scores, tied_weight
+from urial_engine.backends import cuda_score
+from urial_engine.backends.cuda_device import Device, open_device
+from urial_engine.backends.cuda_forward import FINITE, Rows
+from urial_engine.backends.cuda_head import Head
+from urial_engine.backends.cuda_weights import HEAD_TILE
+from urial_engine.errors import DeviceError, NumericsError
+from urial_engine.kernels import rank
+
+__all__ = ["emulated"]  # a fixture
+M, C = 20, 12
+
+
+@pytest.fixture
+def device(emulated: None) -> Device:
+    return open_device(DEVICE)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 8 rows that walk the vocabulary in tiles, where 20 rows would be one product."""
+    monkeypatch.setattr(cuda_score, "ROWS", 8)
+    monkeypatch.setattr(cuda_score, "MOST_ROWS", 2)
+
+
+def head_of(device: Device, vocab: int, size: int = C, *, invariant: bool = False) -> Head:
+    whole = np.zeros((-(-vocab // HEAD_TILE) * HEAD_TILE, size), np.float32)
+    whole[:vocab] = tied_weight(vocab, size)
+    weight = torch.from_numpy(whole).to(device.torch)
+    return Head(weight, vocab, device, invariant=invariant)
+
+
+def some_rows(device: Device, size: int = C, seed: int = 0) -> Rows:
+    values = np.random.default_rng(seed).normal(size=(M, size)).astype(np.float32)
+    bad = torch.full((M,), FINITE, dtype=torch.int32)
+    return Rows(torch.from_numpy(values).to(device.torch), bad.to(device.torch))
+
+
+def targets_of(vocab: int) -> Any:
+    """Spread over all tiles, the first and the last token among them."""
+    return np.linspace(0, vocab - 1, M).astype(np.int32)
+
+
+@pytest.mark.parametrize("vocab", [1, 300, 2048, 2049, 5000])
+@pytest.mark.parametrize("invariant", [False, True])
+def test_blocks_of_rows_and_tiles(
+    device: Device, small_blocks: None, vocab: int, invariant: bool
+) -> None:
+    head, rows, targets = (
+        head_of(device, vocab, invariant=invariant),
+        some_rows(device),
+        targets_of(vocab),
+    )
+    truth = rank.reference(head.logits(rows).astype(np.float64), targets, min(vocab, 7))
+    found = cuda_score.score(head, rows, targets, min(vocab, 7))
+    assert_equal_scores(rank.Scores(*found), truth)
+
+
+def test_few_rows_are_one_product(device: Device) -> None:
+    head, rows, targets = head_of(device, 5000), some_rows(device), targets_of(5000)
+    truth = rank.reference(head.logits(rows).astype(np.float64), targets, 3)
+    assert_equal_scores(rank.Scores(*cuda_score.score(head, rows, targets, 3)), truth)
+
+
+def test_two_heads_in_blocks(device: Device, small_blocks: None) -> None:
+    heads = head_of(device, 2500), head_of(device, 2500, 9)
+    rows, targets = (some_rows(device), some_rows(device, 9, seed=1)), targets_of(2500)
+    z = [h.logits(r).astype(np.float64) for h, r in zip(heads, rows, strict=True)]
+    found = cuda_score.compare(heads, rows, targets, 2)
+    for ours, logits in zip(found[:2], z, strict=True):
+        assert_equal_scores(rank.Scores(*ours), rank.reference(logits, targets, 2))
+    aligned_base, base_aligned = rank.compare(*z)
+    np.testing.assert_allclose(found.kl_aligned_base, aligned_base, atol=1e-5)
+    np.testing.assert_allclose(found.kl_base_aligned, base_aligned, atol=1e-5)
+
+
+class OtherBits(Head):
+    """Its first `wrong` products are a little off, as those of a library for another shape."""
+
+    wrong = 0
+
+    def product(self, x: Any, weight: Any, out: Any = None) -> Any:
+        z = super().product(x, weight, out=out)
+        if self.wrong > 0:
+            self.wrong -= 1
+            z += 1e-3
+        return z
+
+
+def test_ranks_are_exact_whatever_the_first_product_said(
+    device: Device, small_blocks: None
+) -> None:
+    """Ties among them: a target that is a little off has none."""
+    plain, rows, targets = head_of(device, 3000), some_rows(device), targets_of(3000)
+    head = OtherBits(plain.weight, 3000, device, invariant=False)
+    head.wrong = 1
+    truth = cuda_score.score(plain, rows, targets, 3)
+    assert truth.ties.any()
+    for ours, theirs in zip(cuda_score.score(head, rows, targets, 3), truth, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert head.wrong == 0
+
+
+def test_a_product_that_is_never_the_same_is_an_error(device: Device, small_blocks: None) -> None:
+    class Restless(OtherBits):
+        def product(self, x: Any, weight: Any, out: Any = None) -> Any:
+            self.calls = getattr(self, "calls", 0) + 1
+            z = Head.product(self, x, weight, out=out)
+            z += 1e-3 * self.calls
+            return z
+
+    plain = head_of(device, 3000)
+    head = Restless(plain.weight, 3000, device, invariant=False)
+    with pytest.raises(DeviceError, match="invariant=True"):
+        cuda_score.score(head, some_rows(device), targets_of(3000), 3)
+
+
+@pytest.mark.parametrize("row", [0, 7, 8, 19])
+def test_a_row_that_is_not_finite_is_named(device: Device, small_blocks: None, row: int) -> None:
+    head, rows = head_of(device, 300), some_rows(device)
+    rows.values[row, 3] = float("nan")
+    with pytest.raises(NumericsError, match=f"in the head, row {row} ") as caught:
+        cuda_score.score(head, rows, targets_of(300), 0)
+    assert (caught.value.layer, caught.value.row) == (None, row)
+    rows.bad[row] = 5
+    with pytest.raises(NumericsError, match=f"after layer 5, row {row} ") as caught:
+        cuda_score.score(head, rows, targets_of(300), 0)
+    assert caught.value.layer == 5
+
+
+def test_no_rows_at_all(device: Device) -> None:
+    found = cuda_score.score(head_of(device, 300), some_rows(device)[:0], np.zeros(0, np.int32), 2)
+    assert found.rank.shape == (0,) and found.top_ids.shape == (0, 2)
+
+
+def test_the_workspace_of_a_long_text_and_a_large_vocabulary(device: Device) -> None:
+    """8,192 positions and 128,256 tokens: logits in fp32 would take 4.2 GB."""
+    vocab, top_k = 128256, 30
+    rounded = -(-vocab // HEAD_TILE) * HEAD_TILE
+    weight = torch.empty(rounded, 4096, dtype=torch.bfloat16, device="meta")
+    head = Head(weight, vocab, device, invariant=False)
+    took = cuda_score.workspace_bytes(head, 8192, top_k)
+    assert took <= 128e6 and 4 * 8192 * vocab > 4.2e9
+    print(f"\nworkspace: {took / 1e6:.1f} MB for one head, {2 * took / 1e6:.1f} MB for two")
+    assert 2 * took <= 128e6
+
+
+def test_the_accounting_is_what_is_allocated(
+    device: Device, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every tensor of a block, and the rows of the head that its targets gather."""
+    head, rows = head_of(device, 3000), some_rows(device)[:8]
+    made: list[cuda_score.Side] = []
+    side = cuda_score._side
+    monkeypatch.setattr(cuda_score, "_side", lambda *a: made.append(side(*a)) or made[-1])
+    cuda_score.score(head, rows, targets_of(3000)[:8], 4)
+    one = made[0]
+    tensors = [one.z, one.target_logit, one.seen, one.stats, one.entries, one.results._bytes]
+    held = sum(tensor.nbytes for tensor in tensors) + HEAD_TILE * C * 4
+    accounted = cuda_score.workspace_bytes(head, 8, 4)
+    assert 0 <= held - accounted < 16 * 11, "but for the gaps between results"

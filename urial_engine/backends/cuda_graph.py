@@ -1,0 +1,118 @@
+"""Decoding steps as graphs: a step of one row a sequence goes in; hidden states come out.
+
+A small model's step has hundreds of launches, and each takes the host longer than the device. So
+the launches are recorded once for a number of rows and a width of block tables, both rounded up,
+and then replayed: the arrays of a step are copied into the place where the recorded kernels read
+them, and how much of them counts stands among them. Rows that fill a step up write to a block of
+their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..kernels.attention.plan import FIELDS, I32
+from ..kernels.attention.triton_kernel import Parts
+from .cuda_device import Device
+from .cuda_forward import BLOCK_SIZE, Forward, Rows
+from .cuda_transfer import pack, unpack
+
+MOST_ROWS = 128
+LEAST_BLOCKS = 16  # in a row of a block table
+
+
+def rounded_rows(rows: int) -> int:
+    """1, 2, 4, 8, 16, 24 ... 128."""
+    return 1 << (rows - 1).bit_length() if rows <= 8 else -(-rows // 8) * 8
+
+
+def rounded_blocks(blocks: int) -> int:
+    return max(1 << (blocks - 1).bit_length(), LEAST_BLOCKS)
+
+
+@dataclass
+class Recorded:
+    """One graph and the memory that it reads."""
+
+    shapes: dict[str, I32]  # arrays of zeros, as large as those of any such step
+    inputs: torch.Tensor  # all of them on the device
+    replay: Callable[[], Rows]
+
+
+class DecodeGraphs:
+    """Graphs over one pool of blocks, which has one block more than its owner gives out."""
+
+    def __init__(self, forward: Forward, device: Device) -> None:
+        self._forward, self._device = forward, device
+        self._recorded: dict[tuple[int, int], Recorded] = {}
+        self._memory: Any = None  # that the graphs share: only one runs at a time
+        self._parts: Parts | None = None
+
+    def run(self, step: Mapping[str, I32]) -> Rows | None:
+        """Hidden states of a step that `Forward.prepare` made; None where it is not for a graph."""
+        rows, blocks = step["tables"].shape
+        if len(step["token_ids"]) != rows or rows > MOST_ROWS:
+            return None
+        key = rounded_rows(rows), rounded_blocks(blocks)
+        if key not in self._recorded:
+            self._recorded[key] = self._record(*key)
+        one = self._recorded[key]
+        packed, _ = pack(self._fill(one.shapes, step), pinned=not self._device.interpreted)
+        one.inputs.copy_(packed, non_blocking=True)
+        return one.replay()[:rows]
+
+    def _record(self, rows: int, blocks: int) -> Recorded:
+        shapes = self._shapes(rows, blocks)
+        packed, starts = pack(self._fill(shapes, {}), pinned=False)
+        inputs = packed.to(self._device.torch)
+        step = unpack(inputs, shapes, starts)
+        parts = self._parts_for(rows * self._splits(blocks))
+        forward = self._forward
+        if self._device.interpreted:
+            return Recorded(shapes, inputs, lambda: forward.run(step, parts))
+        forward.run(step, parts)  # kernels are compiled, libraries make their plans
+        torch.cuda.synchronize(self._device.torch)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._memory):
+            out = forward.run(step, parts)
+        self._memory = graph.pool()
+
+        def replay() -> Rows:
+            graph.replay()
+            return out
+
+        return Recorded(shapes, inputs, replay)
+
+    def _splits(self, blocks: int) -> int:
+        return -(-blocks // self._forward.shape.split)
+
+    def _parts_for(self, slots: int) -> Parts:
+        """Grown, never shrunk: the graphs that hold the smaller one go on with it."""
+        if self._parts is None or len(self._parts.values) < slots:
+            self._parts = self._forward.parts(slots)
+        return self._parts
+
+    def _shapes(self, rows: int, blocks: int) -> dict[str, I32]:
+        items = (rows * self._splits(blocks), FIELDS)
+        sizes: dict[str, tuple[int, ...]] = {
+            **dict.fromkeys(("token_ids", "positions", "slots", "first_slots"), (rows,)),
+            "counts": (2,),
+            "few": items,
+            "many": items,
+            "tables": (rows, blocks),
+        }
+        return {name: np.zeros(size, np.int32) for name, size in sizes.items()}
+
+    def _fill(self, shapes: Mapping[str, I32], step: Mapping[str, I32]) -> dict[str, I32]:
+        """The step's arrays in the corners of larger ones; rows beyond it do no harm."""
+        filled = {name: array.copy() for name, array in shapes.items()}
+        filled["slots"][:] = (len(self._forward.pool) - 1) * BLOCK_SIZE
+        filled["first_slots"][:] = -1
+        for name, array in step.items():
+            filled[name][tuple(map(slice, array.shape))] = array
+        return filled
