@@ -119,7 +119,7 @@ def attention(work: Plan, tables: I32, h: Heads, tiles: Tiles, programs: int) ->
     """
     lists = ((work.few, tiles.few.queries), (work.many, tiles.many.queries))
     items = [_attend(each, tables, h, queries, programs) for each, queries in lists if len(each)]
-    return [*items, merge(work, h)]
+    return [*items, merge(work, h)] if work.slots else items
 
 
 def _attend(items: I32, tables: I32, h: Heads, queries: int, programs: int) -> Kernel:
@@ -132,7 +132,8 @@ def _attend(items: I32, tables: I32, h: Heads, queries: int, programs: int) -> K
     number, each_head = I32_BYTES, h.heads * I32_BYTES
     loads = {
         "count": Moved(number * min(programs, len(items) * h.kv_heads), number),
-        "items": Moved(items.nbytes * h.kv_heads, items.nbytes),
+        # First row and rows once more after the loop over keys.
+        "items": Moved((items.nbytes + 2 * number * len(items)) * h.kv_heads, items.nbytes),
         "positions": Moved(each_head * rows, number * _distinct_rows(items)),
         "q": Moved(row * rows, row * _distinct_rows(items)),
         "tables": Moved(number * h.kv_heads * blocks, number * len(named)),

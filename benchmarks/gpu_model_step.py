@@ -68,7 +68,8 @@ class Step:
 
     @property
     def tiles(self) -> Tiles:
-        return tiles(self.architecture, self.model.head_dim, invariant=self.invariant)
+        size, same = self.model.head_dim, self.invariant
+        return tiles(self.architecture, size, self.item, invariant=same)
 
     @property
     def heads(self) -> k.Heads:

@@ -16,7 +16,7 @@ from tests.engines import Open
 from tests.fixtures import TinyModel
 from tests.interpreted import emulated, open_cuda, open_engine
 from urial_engine import SamplingParams
-from urial_engine.backends.cuda_graph import rounded_blocks, rounded_rows
+from urial_engine.backends.cuda_graph import rounded, rounded_rows
 from urial_engine.outputs import RequestOutput
 
 __all__ = ["emulated", "open_cuda", "open_engine"]  # fixtures
@@ -148,7 +148,7 @@ def test_rows_and_tables_are_rounded_up() -> None:
     assert [rounded_rows(n) for n in (1, 2, 3, 5, 8, 9, 17, 120, 121)] == [
         *(1, 2, 4, 8, 8, 16, 24, 120, 128)
     ]
-    assert [rounded_blocks(n) for n in (1, 16, 17, 33)] == [16, 16, 32, 64]
+    assert [rounded(n, 16) for n in (1, 16, 17, 33)] == [16, 16, 32, 64]
 
 
 def test_a_step_is_recorded_once_for_all_of_its_size(open_cuda: Open) -> None:

@@ -11,7 +11,7 @@ from urial_engine.backends.cuda_transfer import upload
 from urial_engine.config import ModelConfig
 from urial_engine.kernels.attention.plan import I32, Shape, plan
 from urial_engine.kernels.attention.tiles import tiles
-from urial_engine.kernels.attention.triton_kernel import Parts, Work, attention
+from urial_engine.kernels.attention.triton_kernel import Parts, Work, attention, counts
 
 BLOCK = 64
 
@@ -19,10 +19,12 @@ BLOCK = 64
 class Bench:
     """One layer's cache of random keys and values, and calls of attention over it."""
 
-    def __init__(self, clock: Clock, config: ModelConfig, *, invariant: bool = False) -> None:
+    def __init__(self, clock: Clock, config: ModelConfig) -> None:
         self.clock, self.config = clock, config
         self.group = config.num_heads // config.num_kv_heads
-        self.tiles = tiles(clock.device.architecture, config.head_dim, invariant=invariant)
+        self.tiles = tiles(
+            clock.device.architecture, config.head_dim, clock.dtype.itemsize, invariant=False
+        )
 
     def run(self, positions: I32, sequences: I32, tables: I32) -> tuple[float, float, float]:
         """Seconds, and the bytes and operations that the work asks for: every block that is named
@@ -30,13 +32,9 @@ class Bench:
         c, t = self.config, self.tiles
         shape = Shape(self.group, BLOCK, t.split, t.few.queries, t.many.queries, 0)
         p = plan(positions, sequences, tables, shape)
-        counts = np.array([len(p.few), len(p.many)], np.int32)
-        arrays = dict(
-            zip(
-                Work._fields, (p.few, p.many, counts, positions, p.first_slots, tables), strict=True
-            )
-        )
-        work = Work(**upload(arrays, self.clock.device.torch))
+        arrays = (p.few, p.many, counts(p.few, p.many), positions, p.first_slots, tables)
+        named = dict(zip(Work._fields, arrays, strict=True))
+        work = Work(**upload(named, self.clock.device.torch))
         cache = self.clock.random(int(tables.max()) + 1, 2, c.num_kv_heads, BLOCK, c.head_dim)
         q = self.clock.random(len(positions), c.num_heads, c.head_dim)
         slots, place = (p.slots, c.num_heads), self.clock.device.torch

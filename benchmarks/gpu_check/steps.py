@@ -14,6 +14,7 @@ from benchmarks.gpu_check.clock import Clock, Limits
 from benchmarks.gpu_check.report import Row
 from urial_engine.backends.base import Batch, SampleBatch
 from urial_engine.backends.cuda import CudaBackend
+from urial_engine.backends.cuda_choose import nothing_special
 from urial_engine.config import ModelConfig
 from urial_engine.weights import Weights, parameter_shapes
 
@@ -45,26 +46,7 @@ class RandomWeights:
 
 
 def greedy(rows: int) -> SampleBatch:
-    zeros, none = np.zeros(rows, np.float32), np.zeros(0, np.int32)
-    offsets = np.zeros(rows + 1, np.int32)
-    return SampleBatch(
-        temperature=zeros,
-        top_k=np.zeros(rows, np.int32),
-        top_p=np.ones(rows, np.float32),
-        min_p=zeros,
-        repetition_penalty=np.ones(rows, np.float32),
-        presence_penalty=zeros,
-        frequency_penalty=zeros,
-        seed=np.zeros(rows, np.uint64),
-        sample=np.zeros(rows, np.uint32),
-        position=np.zeros(rows, np.uint32),
-        penalty_offsets=offsets,
-        penalty_ids=none,
-        penalty_repeats=np.zeros(0, np.uint8),
-        penalty_counts=none,
-        banned_offsets=offsets,
-        banned_ids=none,
-    )
+    return nothing_special(rows, 0, 0, 0)
 
 
 class Steps:

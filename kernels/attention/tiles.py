@@ -24,22 +24,24 @@ class Tiles(NamedTuple):
     split: int  # blocks of keys that a decoding row's split has
 
 
-# By the oldest architecture that it is for, and the largest head size.
-_SMALL = {128: (Tile(16, 4, 2), Tile(64, 4, 2)), 256: (Tile(16, 4, 1), Tile(32, 4, 1))}
-_LARGE = {128: (Tile(16, 4, 2), Tile(64, 4, 2)), 256: (Tile(16, 4, 2), Tile(32, 4, 2))}
+# By the oldest architecture that it is for, and the largest head size. Four warps read shared
+# memory half as often as eight for the same products; eight stand where four run out of registers.
+# Everything fits the 99 KiB of shared memory that a program has on 8.6, 8.9 and 12.0.
+_FEW = Tile(16, 4, 2)
 TABLE = {
-    80: _LARGE,
-    86: _SMALL,  # 99 KiB of shared memory to a program, where 8.0 has 163
-    90: _LARGE,
-    100: _LARGE,
-    120: _SMALL,
+    80: {128: (_FEW, Tile(64, 4, 2)), 256: (_FEW, Tile(32, 4, 2))},
+    90: {128: (_FEW, Tile(64, 4, 2)), 256: (_FEW, Tile(32, 8, 2))},
+    100: {128: (_FEW, Tile(64, 8, 2)), 256: (_FEW, Tile(32, 8, 2))},
 }
+_FP32 = Tile(16, 4, 1)  # without tensor cores: for checks, not for speed
 SPLIT = 2
 
 
-def tiles(architecture: int, head_dim: int, *, invariant: bool) -> Tiles:
-    """`architecture` as in sm_90. `invariant`: one tile for all, and a split of one block, so that
-    every row gets the same bits however many others there are."""
+def tiles(architecture: int, head_dim: int, element_size: int, *, invariant: bool) -> Tiles:
+    """`architecture` as in sm_90, bytes of an element. `invariant`: one tile for all, and a split
+    of one block, so that every row gets the same bits however many others there are."""
     known = TABLE[max(a for a in TABLE if a <= architecture)]
     few, many = known[min(size for size in known if size >= head_dim)]
+    if element_size == 4:
+        few = many = _FP32
     return Tiles(many, many, 1) if invariant else Tiles(few, many, SPLIT)

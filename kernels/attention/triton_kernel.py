@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 
+from .plan import I32
 from .tiles import Tiles
 
 
@@ -31,6 +33,13 @@ def leave(part, part_stats, place, d, D: tl.constexpr, top, total, values, insid
     tl.store(part + place[:, None] * D + d[None, :], values, mask=held)
     tl.store(part_stats + place * 2, top, mask=inside)
     tl.store(part_stats + place * 2 + 1, total, mask=inside)
+
+
+@triton.jit
+def give(out, query, d, D: tl.constexpr, total, values, inside, held):
+    """The average of the values, where the queries stand among all [T, H]."""
+    share = values / tl.where(inside, total, 1.0)[:, None]
+    tl.store(out + query[:, None] * D + d[None, :], share.to(out.dtype.element_ty), mask=held)
 
 
 @triton.jit
@@ -56,15 +65,23 @@ def reduce(queries, k, v, visible, scale):
 
 
 @triton.jit
+def queries_of(item, m, head, H, G: tl.constexpr):
+    """Of the queries m of a tile: the row of each, whether there is one, and its place among all
+    [T, H]. Volatile, so that a second call reads again."""
+    row = tl.load(item, volatile=True) + m // G
+    inside = m < tl.load(item + 1, volatile=True) * G
+    return row, inside, row.to(tl.int64) * H + head + m % G
+
+
+@triton.jit
 def first_split(position, window, KEYS: tl.constexpr, WINDOWED: tl.constexpr):
     """The first split of which a row sees something."""
     if WINDOWED:
         return tl.maximum(position - window + 1, 0) // KEYS
-    else:
-        return position * 0
+    return position * 0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def attention_kernel(
     q,  # [T, H, D]
     cache,  # one layer of the pool: [blocks, 2, K, BLOCK_SIZE, D], `block_stride` apart
@@ -96,12 +113,10 @@ def attention_kernel(
     H = K * G
     for work in range(tl.program_id(0), tl.load(count) * K, tl.num_programs(0)):
         item, kv = items + (work // K) * 6, work % K  # see plan.FIELDS
-        row, split = tl.load(item) + m // G, tl.load(item + 5)
-        inside = m < tl.load(item + 1) * G
+        row, inside, query = queries_of(item, m, kv * G, H, G)
         position = tl.load(positions + row, mask=inside, other=-1)
-        at = (row.to(tl.int64) * H + kv * G + m % G)[:, None] * D + d[None, :]
         held = inside[:, None] & (d < D)[None, :]
-        queries = tl.load(q + at, mask=held, other=0.0)
+        queries = tl.load(q + query[:, None] * D + d[None, :], mask=held, other=0.0)
         table = tables + tl.load(item + 2) * table_stride
 
         top, total, values = nothing(BLOCK_M, BLOCK_D)
@@ -118,9 +133,12 @@ def attention_kernel(
             own_top, own_total, own = reduce(queries, k, v, visible, scale)
             top, total, values = combine(top, total, values, own_top, own_total, own)
 
+        # All this again: kept, it would stand in registers that the loop needs.
+        row, inside, query = queries_of(item, m, kv * G, H, G)
+        held = inside[:, None] & (d < D)[None, :]
+        split = tl.load(item + 5)
         if split < 0:
-            share = values / tl.where(inside, total, 1.0)[:, None]
-            tl.store(out + at, share.to(out.dtype.element_ty), mask=held)
+            give(out, query, d, D, total, values, inside, held)
         else:
             slot = split - first_split(position, window, BLOCK_SIZE * SPLIT, WINDOWED)
             slot += tl.load(first_slots + row, mask=inside, other=0)
@@ -160,12 +178,20 @@ def merge_kernel(
         tl.store(out + at, (values / total[:, None]).to(out.dtype.element_ty), mask=d < D)
 
 
+COUNTS = 8  # numbers, of which two are used: each begins 16 bytes, as all that kernels are given
+
+
+def counts(few: I32, many: I32) -> I32:
+    """How many items of each list there are, [COUNTS]."""
+    return np.array([len(few), 0, 0, 0, len(many), 0, 0, 0], np.int32)
+
+
 class Work(NamedTuple):
     """`plan`'s lists and `Batch`'s arrays on the device, all int32."""
 
     few: torch.Tensor  # [n, 6]
     many: torch.Tensor  # [n, 6]
-    counts: torch.Tensor  # [2] how many items of each are to be done
+    counts: torch.Tensor  # [COUNTS] how many items of each are to be done
     positions: torch.Tensor  # [T]
     first_slots: torch.Tensor  # [T]
     tables: torch.Tensor  # [B, blocks]
@@ -206,7 +232,7 @@ def attention(
             out,
             *parts,
             items,
-            work.counts[i:],
+            work.counts[4 * i :],
             work.positions,
             work.first_slots,
             work.tables,

@@ -15,7 +15,7 @@ TILE = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64}
 GROUP = 8  # tiles of rows that are computed beside each other, so that they share columns in L2
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def matmul_kernel(
     x,
     weight,

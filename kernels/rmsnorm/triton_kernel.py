@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layer"])
 def add_rmsnorm_kernel(
     x,  # [T, C] fp32
     delta,  # [T, C], read where HAS_DELTA

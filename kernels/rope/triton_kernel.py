@@ -13,7 +13,7 @@ import triton.language as tl
 HEADS = 8  # that one program turns
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layer"])
 def rope_kernel(
     qkv,  # [T, H + 2 K, D]
     cos,  # [positions, D / 2] fp32

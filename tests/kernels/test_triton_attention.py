@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from urial_engine.kernels.attention import reference
 from urial_engine.kernels.attention.plan import Plan, Shape, plan
 from urial_engine.kernels.attention.tiles import Tile, Tiles
-from urial_engine.kernels.attention.triton_kernel import Parts, Work, attention
+from urial_engine.kernels.attention.triton_kernel import Parts, Work, attention, counts
 
 from .rungs import assert_no_worse
 from .triton_cases import DEVICE, Case, naive, put, random_cases, rounding, single, wide
@@ -67,7 +67,7 @@ class Sequences:
 
     def attend(self, tiles: Tiles, rows: slice = slice(None)) -> torch.Tensor:
         p = self.planned(tiles, rows)
-        lists = (p.few, p.many, np.array([len(p.few), len(p.many)], np.int32))
+        lists = (p.few, p.many, counts(p.few, p.many))
         arrays = (*lists, self.positions[rows], p.first_slots, self.tables)
         work = Work(*map(put, arrays))
         # What no split writes must never be read.

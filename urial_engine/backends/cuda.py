@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from .. import kernels
 from ..errors import CapacityError, ConfigError, ParameterError
 from .base import F32, I32, Backend, Batch, HeadComparison, HeadScores, Hidden, SampleBatch, Sampled
-from .cuda_choose import next_tokens
+from .cuda_choose import Chooser
 from .cuda_device import Device
 from .cuda_forward import BLOCK_SIZE, FINITE, Forward, Rows
-from .cuda_graph import DecodeGraphs
+from .cuda_graph import DecodeGraphs, Recorder
 from .cuda_head import Head, check_finite, rows_finite
 from .cuda_score import compare, score
 from .cuda_transfer import upload
@@ -85,7 +85,9 @@ class CudaBackend:
         # One more than is given out, for rows that only fill a graph up.
         shape = (blocks + 1, c.num_layers, 2, c.num_kv_heads, BLOCK_SIZE, c.head_dim)
         with self._device.use():
-            self._graphs = DecodeGraphs(self._forward, self._device)  # they know the pool
+            recorder = Recorder(self._device)
+            self._graphs = DecodeGraphs(self._forward, recorder)  # they know the pool
+            self._chooser = Chooser(self.head, recorder)
             self._forward.pool = torch.empty(0)
             try:
                 dtype = getattr(torch, self.dtype)
@@ -129,7 +131,7 @@ class CudaBackend:
     def next_tokens(self, hidden: Hidden, how: SampleBatch) -> Sampled:
         """See `Backend`."""
         with self._device.use():
-            return next_tokens(self.head, self._rows(hidden), how)
+            return self._chooser.next_tokens(self._rows(hidden), how)
 
     def score(self, hidden: Hidden, targets: I32, top_k: int) -> HeadScores:
         """See `Backend`."""
@@ -177,7 +179,7 @@ class CudaBackend:
 
     def close(self) -> None:
         """See `Backend`. The backend cannot be used afterwards."""
-        del self._graphs, self._forward, self._weights, self.head
+        del self._graphs, self._chooser, self._forward, self._weights, self.head
         if not self._device.interpreted:
             torch.cuda.empty_cache()
 

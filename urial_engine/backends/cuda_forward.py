@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from ..kernels.attention.plan import I32, Shape, plan
 from ..kernels.attention.tiles import tiles
-from ..kernels.attention.triton_kernel import Parts, Work, attention
+from ..kernels.attention.triton_kernel import Parts, Work, attention, counts
 from ..kernels.matmul.triton_kernel import matmul
 from ..kernels.rmsnorm.triton_kernel import add_rmsnorm
 from ..kernels.rope.triton_kernel import rope
@@ -58,7 +58,8 @@ class Forward:
     ) -> None:
         self._config, self._weights, self._device = config, weights, device
         self._invariant = invariant
-        self.tiles = tiles(device.architecture, config.head_dim, invariant=invariant)
+        size = weights.embedding.element_size()
+        self.tiles = tiles(device.architecture, config.head_dim, size, invariant=invariant)
         self.shape = Shape(
             group=config.num_heads // config.num_kv_heads,
             block_size=BLOCK_SIZE,
@@ -81,7 +82,7 @@ class Forward:
             "positions": batch.positions,
             "slots": blocks * BLOCK_SIZE + place,
             "first_slots": work.first_slots,
-            "counts": np.array([len(work.few), len(work.many)], np.int32),
+            "counts": counts(work.few, work.many),
             "few": work.few,
             "many": work.many,
             "tables": batch.block_tables,

@@ -11,19 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from ..kernels.attention.plan import FIELDS, I32
-from ..kernels.attention.triton_kernel import Parts
+from ..kernels.attention.triton_kernel import COUNTS, Parts
 from .cuda_device import Device
 from .cuda_forward import BLOCK_SIZE, Forward, Rows
 from .cuda_transfer import pack, unpack
 
 MOST_ROWS = 128
 LEAST_BLOCKS = 16  # in a row of a block table
+T = TypeVar("T")
 
 
 def rounded_rows(rows: int) -> int:
@@ -31,8 +32,35 @@ def rounded_rows(rows: int) -> int:
     return 1 << (rows - 1).bit_length() if rows <= 8 else -(-rows // 8) * 8
 
 
-def rounded_blocks(blocks: int) -> int:
-    return max(1 << (blocks - 1).bit_length(), LEAST_BLOCKS)
+def rounded(count: int, least: int) -> int:
+    """To a power of two."""
+    return max(1 << (count - 1).bit_length(), least)
+
+
+class Recorder:
+    """Records what is put on the device, in memory that all graphs share: one runs at a time."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._memory: Any = None
+
+    def record(self, run: Callable[[], T]) -> Callable[[], T]:
+        """A call that does again what `run` did, with what then stands where `run` read, and gives
+        what `run` gave. Interpreted, it is `run` itself."""
+        if self.device.interpreted:
+            return run
+        run()  # kernels are compiled, libraries make their plans
+        torch.cuda.synchronize(self.device.torch)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._memory):
+            out = run()
+        self._memory = graph.pool()
+
+        def replay() -> T:
+            graph.replay()
+            return out
+
+        return replay
 
 
 @dataclass
@@ -47,10 +75,9 @@ class Recorded:
 class DecodeGraphs:
     """Graphs over one pool of blocks, which has one block more than its owner gives out."""
 
-    def __init__(self, forward: Forward, device: Device) -> None:
-        self._forward, self._device = forward, device
+    def __init__(self, forward: Forward, recorder: Recorder) -> None:
+        self._forward, self._recorder = forward, recorder
         self._recorded: dict[tuple[int, int], Recorded] = {}
-        self._memory: Any = None  # that the graphs share: only one runs at a time
         self._parts: Parts | None = None
 
     def run(self, step: Mapping[str, I32]) -> Rows | None:
@@ -58,35 +85,23 @@ class DecodeGraphs:
         rows, blocks = step["tables"].shape
         if len(step["token_ids"]) != rows or rows > MOST_ROWS:
             return None
-        key = rounded_rows(rows), rounded_blocks(blocks)
+        key = rounded_rows(rows), rounded(blocks, LEAST_BLOCKS)
         if key not in self._recorded:
             self._recorded[key] = self._record(*key)
         one = self._recorded[key]
-        packed, _ = pack(self._fill(one.shapes, step), pinned=not self._device.interpreted)
+        packed, _ = pack(self._fill(one.shapes, step), pinned=one.inputs.is_cuda)
         one.inputs.copy_(packed, non_blocking=True)
         return one.replay()[:rows]
 
     def _record(self, rows: int, blocks: int) -> Recorded:
         shapes = self._shapes(rows, blocks)
         packed, starts = pack(self._fill(shapes, {}), pinned=False)
-        inputs = packed.to(self._device.torch)
+        inputs = packed.to(self._recorder.device.torch)
         step = unpack(inputs, shapes, starts)
         parts = self._parts_for(rows * self._splits(blocks))
-        forward = self._forward
-        if self._device.interpreted:
-            return Recorded(shapes, inputs, lambda: forward.run(step, parts))
-        forward.run(step, parts)  # kernels are compiled, libraries make their plans
-        torch.cuda.synchronize(self._device.torch)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory):
-            out = forward.run(step, parts)
-        self._memory = graph.pool()
-
-        def replay() -> Rows:
-            graph.replay()
-            return out
-
-        return Recorded(shapes, inputs, replay)
+        return Recorded(
+            shapes, inputs, self._recorder.record(lambda: self._forward.run(step, parts))
+        )
 
     def _splits(self, blocks: int) -> int:
         return -(-blocks // self._forward.shape.split)
@@ -101,7 +116,7 @@ class DecodeGraphs:
         items = (rows * self._splits(blocks), FIELDS)
         sizes: dict[str, tuple[int, ...]] = {
             **dict.fromkeys(("token_ids", "positions", "slots", "first_slots"), (rows,)),
-            "counts": (2,),
+            "counts": (COUNTS,),
             "few": items,
             "many": items,
             "tables": (rows, blocks),
