@@ -24,8 +24,18 @@ def test_generate_writes_what_the_engine_gives(tiny_model: TinyModel, tmp_path: 
     rows = [{"id": "a", "prompt": "some"}, {"prompt_token_ids": [1, 9]}, {"id": 9, "prompt": "x"}]
     source = write_rows(tmp_path / "in.jsonl", *rows)
     sampling = ("--n", 2, "--temperature", 0.8, "--seed", 7, "--max-tokens", 9)
-    machine = ("--device", "cpu", "--dtype", "float32", "--threads", 1, "--isa", "portable")
-    memory = ("--max-batch", 2, "--kv-cache-gib", 0.01)
+    machine = (
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        "--threads",
+        1,
+        "--isa",
+        "portable",
+        "--invariant",
+    )
+    memory = ("--max-batch", 2, "--kv-cache-gib", 0.01, "--invariant")
     cli("generate", model, "--in", source, "--out", out, *sampling, *machine, *memory)
     found = rows_of(out)
     params = SamplingParams(n=2, temperature=0.8, seed=7, max_tokens=9)

@@ -16,6 +16,7 @@ from tests.interpreted import DEVICE, emulated, open_cuda, open_engine, without_
 from tests.test_engine_native import bad_weights, plant
 from urial_engine import Engine, SamplingParams
 from urial_engine.backends import choose_device, cuda_device, open_backend
+from urial_engine.backends.cuda_device import open_device
 from urial_engine.errors import (
     CapacityError,
     DeviceError,
@@ -65,7 +66,9 @@ def test_one_bad_prompt_leaves_the_others_alone(open_cuda: Open, tiny_model: Tin
     ("failure", "expected", "message"),
     [
         (torch.OutOfMemoryError("tried to get 3 GiB\nmore"), CapacityError, "lower kv_cache_gib"),
-        (torch.AcceleratorError("unspecified launch failure"), DeviceError, "open another one"),
+        (torch.AcceleratorError("CUDA error: unspecified launch"), DeviceError, "open another one"),
+        (RuntimeError("Triton Error [CUDA]: an illegal address"), DeviceError, "illegal address"),
+        (RuntimeError("rank_tile: cudaErrorLaunchFailure: x"), DeviceError, "open another one"),
     ],
 )
 def test_a_failing_device_keeps_what_is_finished(
@@ -97,6 +100,12 @@ def test_a_failing_device_keeps_what_is_finished(
     assert ids_of(engine.generate("why", short)[0]) == ids_of(whole[0])
 
 
+def test_an_error_of_another_kind_is_passed_on(emulated: None) -> None:
+    with pytest.raises(RuntimeError, match="a fault of ours") as caught, open_device(DEVICE).use():
+        raise RuntimeError("a fault of ours")
+    assert not isinstance(caught.value, UrialError)
+
+
 def test_a_cache_that_the_device_does_not_have(
     open_cuda: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +129,13 @@ def test_auto_takes_a_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("urial_engine.backends.why_not", lambda: None)
     assert choose_device("auto") == ("cuda", "a GPU is there")
     assert choose_device("cpu")[0] == "cpu"
+
+
+@without_gpu
+def test_a_gpu_that_is_asked_for_and_not_there(tiny_model: TinyModel) -> None:
+    for name in ("cuda", "cuda:1"):
+        with pytest.raises(DeviceError, match=f'device="{name}": there is no NVIDIA driver'):
+            Engine(tiny_model(), device=name)
 
 
 @without_gpu
@@ -168,7 +184,6 @@ def test_a_gpu_that_is_too_old_or_not_there(monkeypatch: pytest.MonkeyPatch) -> 
     [
         ({"dtype": "bfloat16"}, "interpreter has float16, float32"),
         ({"isa": "avx2"}, 'only device "cpu" has instruction sets'),
-        ({"device": "tpu"}, 'device="tpu": unknown'),
     ],
 )
 def test_what_is_refused(open_cuda: Open, fields: dict[str, Any], message: str) -> None:

@@ -63,7 +63,7 @@ def test_parameters_beyond_the_vocabulary(open_engine: Open) -> None:
         ({"chunk": 0}, "chunk=0: must be at least 1"),
         ({"max_model_len": 513}, "max_model_len=513: must be between 2 and the model's 512"),
         ({"max_model_len": 1}, "max_model_len=1"),
-        ({"device": "cuda"}, "there is no CUDA backend yet"),
+        ({"device": "tpu"}, 'device="tpu": unknown'),
         ({"kv_cache_gib": 0}, "kv_cache_gib=0"),
         ({"prefix_dir": "here"}, "prefix_dir='here' without a prefix"),
     ],

@@ -43,5 +43,5 @@ def test_shell_examples(real_model: Path, tmp_path: Path) -> None:
 
 def test_make_targets_exist() -> None:
     makefile = README.with_name("Makefile").read_text()
-    for target in re.findall(r"^make (\w+)", README.read_text(), re.M):
+    for target in re.findall(r"^make ([\w-]+)", README.read_text(), re.M):
         assert re.search(rf"^{target}:", makefile, re.M), target

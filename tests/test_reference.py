@@ -229,7 +229,6 @@ def test_a_nan_in_the_head_is_an_error_at_every_exit() -> None:
 @pytest.mark.parametrize(
     ("device", "how_opened", "message"),
     [
-        ("cuda", {}, "no CUDA backend"),
         ("tpu", {}, 'device="tpu": unknown'),
         ("reference", {"dtype": "bfloat16"}, 'dtype="bfloat16"'),
         ("reference", {"isa": "avx2"}, 'isa="avx2"'),

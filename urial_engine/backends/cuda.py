@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MAX_HEAD_SIZE = 256
 GIB = 1 << 30
 RESERVE = GIB  # of the device, for activations, the head's workspace and torch itself
-SHARE = 0.9  # of what is left, for the cache where the caller does not say
+SHARE = 0.5  # of what is left, for the cache where the caller does not say: another model may come
 
 
 class CudaBackend:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 OLDEST = 80  # bf16 on tensor cores, and asynchronous copies
 INTERPRETED = "cuda-interpreted"
+# In what torch, Triton and our own kernels say when the driver reports an error.
+FAILURES = ("CUDA error", "CUDA driver error", "[CUDA]", "cudaError", "CUBLAS_STATUS")
 INSTALL = "pip install 'urial-engine[cuda]'"
 
 
@@ -56,7 +58,9 @@ class Device:
                 f"{self.name}: out of memory; lower kv_cache_gib, max_batch or chunk, or end what "
                 f"else uses this GPU ({first_line(error)})"
             ) from error
-        except torch.AcceleratorError as error:
+        except RuntimeError as error:
+            if not any(word in str(error) for word in FAILURES):
+                raise
             raise DeviceError(
                 f"{self.name}: the device failed, and nothing more can be done with this engine; "
                 f"open another one ({first_line(error)})"

@@ -59,14 +59,17 @@ MaxModelLen = Annotated[
 class EngineOptions:
     """The options that every command with a model has."""
 
-    device: Annotated[str, typer.Option(help="cpu, or reference: slow, in fp64.")] = "auto"
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "auto"
+    device: Annotated[str, typer.Option(help="cpu, cuda, or reference: slow, in fp64.")] = "auto"
+    dtype: Annotated[str, typer.Option(help="bfloat16, float32, or on a GPU float16.")] = "auto"
     threads: Threads = None
     isa: Isa = "auto"
     prefix_dir: PrefixDir = None
     max_batch: Annotated[int, typer.Option(help="Samples that run at the same time.")] = 32
     kv_cache_gib: KvCacheGib = None
     max_model_len: MaxModelLen = None
+    invariant: Annotated[
+        bool, typer.Option(help="On a GPU: results that no bit of depends on the batch.")
+    ] = False
 
     def open(self, model: str, prompt: object = None) -> Engine:
         """An engine whose prefix is this prompt's, where it is a `UrialPrompt`."""
