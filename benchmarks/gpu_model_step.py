@@ -68,8 +68,9 @@ class Step:
 
     @property
     def tiles(self) -> Tiles:
-        size, same = self.model.head_dim, self.invariant
-        return tiles(self.architecture, size, self.item, invariant=same)
+        m, same = self.model, self.invariant
+        group = m.num_heads // m.num_kv_heads
+        return tiles(self.architecture, m.head_dim, self.item, group, invariant=same)
 
     @property
     def heads(self) -> k.Heads:

@@ -28,6 +28,7 @@ FOUR = SamplingParams(max_tokens=4, ignore_eos=True, logprobs=2)
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 1, "attention_bias": True, "vocab_size": 333},
     "mistral": {"model_type": "mistral", "sliding_window": 37, "head_dim": 10},
+    "wide group": {"num_attention_heads": 20, "num_key_value_heads": 1, "head_dim": 4},
     "tied": {"tie_word_embeddings": True, "mlp_bias": True, "num_key_value_heads": 4},
 }
 EVERYTHING = [

@@ -19,6 +19,7 @@ from urial_engine.backends import choose_device, cuda_device, open_backend
 from urial_engine.backends.cuda_device import open_device
 from urial_engine.errors import (
     CapacityError,
+    ConfigError,
     DeviceError,
     NumericsError,
     ParameterError,
@@ -191,9 +192,21 @@ def test_what_is_refused(open_cuda: Open, fields: dict[str, Any], message: str) 
         open_cuda(**fields)
 
 
-def test_a_head_size_beyond_the_kernels(open_cuda: Open, tiny_model: TinyModel) -> None:
-    with pytest.raises(UrialError, match="head_dim = 320: the cuda backend"):
-        open_cuda(model=tiny_model(head_dim=320))
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"head_dim": 320}, "head_dim = 320: the cuda backend"),
+        (
+            {"num_attention_heads": 65, "num_key_value_heads": 1, "head_dim": 2},
+            "groups of up to 64",
+        ),
+    ],
+)
+def test_shapes_beyond_the_kernels(
+    open_cuda: Open, tiny_model: TinyModel, config: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        open_cuda(model=tiny_model(**config))
 
 
 def test_two_devices_are_not_compared(open_cuda: Open, open_engine: Open) -> None:

@@ -180,7 +180,13 @@ def _attend(case: Case, step: Step, bad: torch.Tensor, qkv: torch.Tensor) -> Non
         Parts(
             empty(torch.float32, slots, shape.H, shape.D), empty(torch.float32, slots, shape.H, 2)
         ),
-        tiles=tiles(case.architecture, shape.D, q.element_size(), invariant=case.invariant),
+        tiles=tiles(
+            case.architecture,
+            shape.D,
+            q.element_size(),
+            shape.H // shape.K,
+            invariant=case.invariant,
+        ),
         window=shape.window,
         programs=512,
     )

@@ -22,9 +22,9 @@ class Bench:
     def __init__(self, clock: Clock, config: ModelConfig) -> None:
         self.clock, self.config = clock, config
         self.group = config.num_heads // config.num_kv_heads
-        self.tiles = tiles(
-            clock.device.architecture, config.head_dim, clock.dtype.itemsize, invariant=False
-        )
+        size, head_dim = clock.dtype.itemsize, config.head_dim
+        architecture = clock.device.architecture
+        self.tiles = tiles(architecture, head_dim, size, self.group, invariant=False)
 
     def run(self, positions: I32, sequences: I32, tables: I32) -> tuple[float, float, float]:
         """Seconds, and the bytes and operations that the work asks for: every block that is named

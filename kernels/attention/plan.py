@@ -28,8 +28,8 @@ class Shape(NamedTuple):
     group: int  # G
     block_size: int  # tokens a block
     split: int  # blocks a split
-    few: int  # queries (rows times G) in the small tile, and in the large one
-    many: int
+    few: int  # queries (rows times G) in the small tile
+    many: int  # and in the large one, which has room for G
     window: int  # keys that a row sees, itself included; 0 = all
 
 
@@ -48,7 +48,7 @@ def plan(positions: I32, sequences: I32, tables: I32, shape: Shape) -> Plan:
     rows = np.flatnonzero(alone).astype(np.int32)
     runs, first_slots, slots = _split(rows, positions, sequences, tables, shape)
     small = runs[:, 1] * shape.group <= shape.few
-    few = _cut(runs[small], shape.few // shape.group)
+    few = _cut(runs[small], max(shape.few // shape.group, 1))
     many = _cut(runs[~small], shape.many // shape.group)
     return Plan(few, np.concatenate([many, walked]), first_slots, slots)
 

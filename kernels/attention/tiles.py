@@ -37,11 +37,15 @@ _FP32 = Tile(16, 4, 1)  # without tensor cores: for checks, not for speed
 SPLIT = 2
 
 
-def tiles(architecture: int, head_dim: int, element_size: int, *, invariant: bool) -> Tiles:
-    """`architecture` as in sm_90, bytes of an element. `invariant`: one tile for all, and a split
-    of one block, so that every row gets the same bits however many others there are."""
+def tiles(
+    architecture: int, head_dim: int, element_size: int, group: int, *, invariant: bool
+) -> Tiles:
+    """`architecture` as in sm_90, bytes of an element, query heads to a key head, for which a large
+    tile has room. `invariant`: one tile for all, and a split of one block, so that every row gets
+    the same bits however many others there are."""
     known = TABLE[max(a for a in TABLE if a <= architecture)]
     few, many = known[min(size for size in known if size >= head_dim)]
     if element_size == 4:
         few = many = _FP32
+    many = many._replace(queries=max(many.queries, 1 << (group - 1).bit_length()))
     return Tiles(many, many, 1) if invariant else Tiles(few, many, SPLIT)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from urial_engine.kernels.attention import reference
 from urial_engine.kernels.attention.plan import Plan, Shape, plan
-from urial_engine.kernels.attention.tiles import Tile, Tiles
+from urial_engine.kernels.attention.tiles import SPLIT, Tile, Tiles, tiles
 from urial_engine.kernels.attention.triton_kernel import Parts, Work, attention, counts
 
 from .rungs import assert_no_worse
@@ -143,6 +143,22 @@ def test_head_sizes(head_dim: int) -> None:
     Sequences(Case(1), spans, 2, group=2, head_dim=head_dim).assert_matches(SMALL)
 
 
+@pytest.mark.parametrize("architecture", [80, 86, 89, 90, 100, 120])
+def test_a_tile_holds_a_group(architecture: int) -> None:
+    for head_dim, size in ((2, 2), (64, 2), (128, 4), (130, 2), (256, 4)):
+        for group in (1, 3, 16, 33, 64):
+            plain = tiles(architecture, head_dim, size, group, invariant=False)
+            same = tiles(architecture, head_dim, size, group, invariant=True)
+            assert plain.many.queries >= group and plain.split == SPLIT
+            assert same.few == same.many == plain.many and same.split == 1
+
+
+@pytest.mark.parametrize("group", [17, 33])
+def test_a_group_larger_than_the_small_tile(group: int) -> None:
+    wide_tiles = Tiles(Tile(16, 4, 1), Tile(64, 4, 1), 2)
+    Sequences(Case(3), [(140, 141), (130, 150)], 2, group=group).assert_matches(wide_tiles)
+
+
 def test_a_shared_split_is_read_once_for_all() -> None:
     """32 sequences behind 4 blocks: two splits of 32 rows each, in tiles of 16 queries."""
     many = Sequences(Case(0), [(300 + i, 301 + i) for i in range(32)], 4, group=2)
@@ -170,13 +186,13 @@ def test_what_is_not_the_same_is_not_shared() -> None:
 @pytest.mark.parametrize("window", [0, 70])
 def test_bits_do_not_depend_on_the_batch(window: int) -> None:
     """With any tiles: a row alone has the bits that it has among others."""
-    for tiles in (SMALL, INVARIANT):
+    for each in (SMALL, INVARIANT):
         spans = [(200 + i, 201 + i) for i in range(5)]
         many = Sequences(Case(0), spans, 3, group=2, window=window)
-        whole = many.attend(tiles)
+        whole = many.attend(each)
         for row in range(5):
             part = slice(row, row + 1)
-            assert torch.equal(many.attend(tiles, part), whole[part])
+            assert torch.equal(many.attend(each, part), whole[part])
 
 
 @pytest.mark.parametrize("window", [0, 70])

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from ..config import ModelConfig
     from ..weights import Weights
 
-MAX_HEAD_SIZE = 256
+MAX_HEAD_SIZE, MAX_GROUP = 256, 64
+MAX_VOCAB = 1 << 20  # a token id's bits in the sampler
 GIB = 1 << 30
 RESERVE = GIB  # of the device, for activations, the head's workspace and torch itself
 SHARE = 0.5  # of what is left, for the cache where the caller does not say: another model may come
@@ -51,11 +52,7 @@ class CudaBackend:
         self, weights: Weights, device: Device, *, dtype: str = "auto", invariant: bool = False
     ) -> None:
         self.config: ModelConfig = weights.config
-        if self.config.head_dim > MAX_HEAD_SIZE:
-            raise ConfigError(
-                f"head_dim = {self.config.head_dim}: the cuda backend has heads of up to "
-                f"{MAX_HEAD_SIZE}"
-            )
+        _check_limits(self.config)
         self.dtype = _choose_dtype(dtype, weights.dtype, device)
         self._device = device
         self.variant = f"sm_{device.architecture}{' invariant' if invariant else ''}"
@@ -190,6 +187,23 @@ def _sources() -> str:
     files = [*here.glob("cuda*.py"), *(Path(kernels.__path__[0])).rglob("*.py")]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files)))
     return digest.hexdigest()[:16]
+
+
+def _check_limits(c: ModelConfig) -> None:
+    """What the kernels were written for. ConfigError by key and value."""
+    if c.head_dim > MAX_HEAD_SIZE:
+        raise ConfigError(
+            f"head_dim = {c.head_dim}: the cuda backend has heads of up to {MAX_HEAD_SIZE}"
+        )
+    if c.num_heads // c.num_kv_heads > MAX_GROUP:
+        raise ConfigError(
+            f"num_attention_heads = {c.num_heads} with num_key_value_heads = {c.num_kv_heads}: the "
+            f"cuda backend has groups of up to {MAX_GROUP} query heads"
+        )
+    if c.vocab_size > MAX_VOCAB:
+        raise ConfigError(
+            f"vocab_size = {c.vocab_size}: the cuda backend has vocabularies of up to {MAX_VOCAB}"
+        )
 
 
 def _choose_dtype(dtype: str, on_disk: str, device: Device) -> str:

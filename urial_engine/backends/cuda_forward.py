@@ -58,10 +58,10 @@ class Forward:
     ) -> None:
         self._config, self._weights, self._device = config, weights, device
         self._invariant = invariant
-        size = weights.embedding.element_size()
-        self.tiles = tiles(device.architecture, config.head_dim, size, invariant=invariant)
+        size, group = weights.embedding.element_size(), config.num_heads // config.num_kv_heads
+        self.tiles = tiles(device.architecture, config.head_dim, size, group, invariant=invariant)
         self.shape = Shape(
-            group=config.num_heads // config.num_kv_heads,
+            group=group,
             block_size=BLOCK_SIZE,
             split=self.tiles.split,
             few=self.tiles.few.queries,
