@@ -18,7 +18,6 @@ import numpy as np
 
 from benchmarks.gpu_model_machines import LAUNCH, LIBRARY, MEMORY, SCORE, TRITON, Machine
 from urial_engine.kernels.attention.plan import I32, Plan
-from urial_engine.kernels.attention.tiles import Tiles
 
 BLOCK = 64  # tokens
 F32, I32_BYTES, BF16 = 4, 4, 2
@@ -112,14 +111,13 @@ class Heads(NamedTuple):
     item: int  # bytes of a number
 
 
-def attention(work: Plan, tables: I32, h: Heads, tiles: Tiles, programs: int) -> list[Kernel]:
+def attention(work: Plan, tables: I32, h: Heads, queries: int, programs: int) -> list[Kernel]:
     """As the plan says: an item's program reads its blocks once for all its rows and query heads.
 
-    programs: how many run at a time; each asks for the number of items.
+    queries: of a tile. programs: how many run at a time; each asks for the number of items.
     """
-    lists = ((work.few, tiles.few.queries), (work.many, tiles.many.queries))
-    items = [_attend(each, tables, h, queries, programs) for each, queries in lists if len(each)]
-    return [*items, merge(work, h)] if work.slots else items
+    kernel = _attend(work.items, tables, h, queries, programs)
+    return [kernel, merge(work, h)] if work.slots else [kernel]
 
 
 def _attend(items: I32, tables: I32, h: Heads, queries: int, programs: int) -> Kernel:

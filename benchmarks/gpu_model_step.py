@@ -15,7 +15,7 @@ from benchmarks.gpu_model_machines import COPIES, COPY, Machine
 from urial_engine.backends.base import Batch
 from urial_engine.config import ModelConfig
 from urial_engine.kernels.attention.plan import I32, Plan, Shape, plan
-from urial_engine.kernels.attention.tiles import Tiles, tiles
+from urial_engine.kernels.attention.tiles import Tile, split, tile
 
 SCORED = 2048  # rows of a text
 RESERVE = 1 << 30  # that the backend leaves to torch, activations and the head
@@ -60,17 +60,21 @@ class Step:
     split_by: I32 | None = None
 
     def plan(self) -> Plan:
-        m, t = self.model, self.tiles
-        group, window = m.num_heads // m.num_kv_heads, m.sliding_window or 0
-        shape = Shape(group, k.BLOCK, t.split, t.few.queries, t.many.queries, window)
+        m, window = self.model, self.model.sliding_window or 0
+        group = m.num_heads // m.num_kv_heads
+        shape = Shape(group, k.BLOCK, self.split, self.tile.queries, window)
         tables = self.batch.block_tables if self.split_by is None else self.split_by
         return plan(self.batch.positions, self.batch.sequences, tables, shape)
 
     @property
-    def tiles(self) -> Tiles:
-        m, same = self.model, self.invariant
+    def tile(self) -> Tile:
+        m = self.model
         group = m.num_heads // m.num_kv_heads
-        return tiles(self.architecture, m.head_dim, self.item, group, invariant=same)
+        return tile(self.architecture, m.head_dim, self.item, group)
+
+    @property
+    def split(self) -> int:
+        return split(invariant=self.invariant)
 
     @property
     def heads(self) -> k.Heads:
@@ -79,7 +83,7 @@ class Step:
 
     def attention(self) -> list[k.Kernel]:
         tables, programs = self.batch.block_tables, 4 * self.processors
-        return k.attention(self.plan(), tables, self.heads, self.tiles, programs)
+        return k.attention(self.plan(), tables, self.heads, self.tile.queries, programs)
 
     def idle(self) -> list[k.Kernel]:
         """A graph of decoding steps holds both of attention's kernels, and one may have nothing to

@@ -19,8 +19,8 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from urial_engine.backends.cuda_forward import BLOCK_SIZE
 from urial_engine.backends.cuda_weights import HEAD_TILE
-from urial_engine.kernels.attention.tiles import tiles
-from urial_engine.kernels.attention.triton_kernel import COUNTS, Parts, Work, attention
+from urial_engine.kernels.attention.tiles import split, tile
+from urial_engine.kernels.attention.triton_kernel import Parts, Work, attention
 from urial_engine.kernels.matmul.triton_kernel import matmul
 from urial_engine.kernels.rmsnorm.triton_kernel import add_rmsnorm
 from urial_engine.kernels.rope.triton_kernel import rope
@@ -176,17 +176,12 @@ def _attend(case: Case, step: Step, bad: torch.Tensor, qkv: torch.Tensor) -> Non
     attention(
         q,
         cache,
-        Work(items, items, empty(torch.int32, COUNTS), positions, positions, tables),
+        Work(items, empty(torch.int32, 1), positions, positions, tables),
         Parts(
             empty(torch.float32, slots, shape.H, shape.D), empty(torch.float32, slots, shape.H, 2)
         ),
-        tiles=tiles(
-            case.architecture,
-            shape.D,
-            q.element_size(),
-            shape.H // shape.K,
-            invariant=case.invariant,
-        ),
+        tile=tile(case.architecture, shape.D, q.element_size(), shape.H // shape.K),
+        split=split(invariant=case.invariant),
         window=shape.window,
         programs=512,
     )

@@ -10,8 +10,8 @@ from benchmarks.gpu_check.report import Row
 from urial_engine.backends.cuda_transfer import upload
 from urial_engine.config import ModelConfig
 from urial_engine.kernels.attention.plan import I32, Shape, plan
-from urial_engine.kernels.attention.tiles import tiles
-from urial_engine.kernels.attention.triton_kernel import Parts, Work, attention, counts
+from urial_engine.kernels.attention.tiles import split, tile
+from urial_engine.kernels.attention.triton_kernel import Parts, Work, attention
 
 BLOCK = 64
 
@@ -24,15 +24,17 @@ class Bench:
         self.group = config.num_heads // config.num_kv_heads
         size, head_dim = clock.dtype.itemsize, config.head_dim
         architecture = clock.device.architecture
-        self.tiles = tiles(architecture, head_dim, size, self.group, invariant=False)
+        self.tile = tile(architecture, head_dim, size, self.group)
+        self.split = split(invariant=False)
 
     def run(self, positions: I32, sequences: I32, tables: I32) -> tuple[float, float, float]:
         """Seconds, and the bytes and operations that the work asks for: every block that is named
         is read once, whoever shares it."""
-        c, t = self.config, self.tiles
-        shape = Shape(self.group, BLOCK, t.split, t.few.queries, t.many.queries, 0)
+        c = self.config
+        shape = Shape(self.group, BLOCK, self.split, self.tile.queries, 0)
         p = plan(positions, sequences, tables, shape)
-        arrays = (p.few, p.many, counts(p.few, p.many), positions, p.first_slots, tables)
+        count = np.array([len(p.items)], np.int32)
+        arrays = (p.items, count, positions, p.first_slots, tables)
         named = dict(zip(Work._fields, arrays, strict=True))
         work = Work(**upload(named, self.clock.device.torch))
         cache = self.clock.random(int(tables.max()) + 1, 2, c.num_kv_heads, BLOCK, c.head_dim)
@@ -42,7 +44,8 @@ class Bench:
         programs = 4 * self.clock.device.processors
 
         def call() -> torch.Tensor:
-            return attention(q, cache, work, parts, tiles=t, window=0, programs=programs)
+            how = {"tile": self.tile, "split": self.split, "window": 0, "programs": programs}
+            return attention(q, cache, work, parts, **how)
 
         row_bytes = 2 * c.num_kv_heads * c.head_dim * q.element_size()
         read = len(np.unique(tables)) * BLOCK * row_bytes + 2 * q.nbytes

@@ -28,14 +28,12 @@ class Shape(NamedTuple):
     group: int  # G
     block_size: int  # tokens a block
     split: int  # blocks a split
-    few: int  # queries (rows times G) in the small tile
-    many: int  # and in the large one, which has room for G
+    queries: int  # rows times G in a tile, which has room for G
     window: int  # keys that a row sees, itself included; 0 = all
 
 
 class Plan(NamedTuple):
-    few: I32  # [n, FIELDS] for the kernel with small tiles
-    many: I32  # [n, FIELDS] for the one with large tiles
+    items: I32  # [n, FIELDS]
     first_slots: I32  # [T] where a split row's partial results begin; -1 for a walked one
     slots: int  # that are used
 
@@ -47,10 +45,8 @@ def plan(positions: I32, sequences: I32, tables: I32, shape: Shape) -> Plan:
     walked = _walked(positions, sequences, counts, shape)
     rows = np.flatnonzero(alone).astype(np.int32)
     runs, first_slots, slots = _split(rows, positions, sequences, tables, shape)
-    small = runs[:, 1] * shape.group <= shape.few
-    few = _cut(runs[small], max(shape.few // shape.group, 1))
-    many = _cut(runs[~small], shape.many // shape.group)
-    return Plan(few, np.concatenate([many, walked]), first_slots, slots)
+    split = _cut(runs, shape.queries // shape.group)
+    return Plan(np.concatenate([split, walked]), first_slots, slots)
 
 
 def _walked(positions: I32, sequences: I32, counts: NDArray[Any], shape: Shape) -> I32:
@@ -59,7 +55,7 @@ def _walked(positions: I32, sequences: I32, counts: NDArray[Any], shape: Shape) 
     several = counts > 1
     runs = np.zeros((int(several.sum()), FIELDS), np.int32)
     runs[:, 0], runs[:, 1] = (ends - counts)[several], counts[several]
-    tiles = _cut(runs, shape.many // shape.group)
+    tiles = _cut(runs, shape.queries // shape.group)
     first, last = positions[tiles[:, 0]], positions[tiles[:, 0] + tiles[:, 1] - 1]
     tiles[:, 2] = sequences[tiles[:, 0]]
     tiles[:, 3] = first_visible(first, shape.window) // shape.block_size

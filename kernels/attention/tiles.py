@@ -18,34 +18,25 @@ class Tile(NamedTuple):
     stages: int
 
 
-class Tiles(NamedTuple):
-    few: Tile  # for up to as many queries as it has; tensor cores take 16 rows at least
-    many: Tile
-    split: int  # blocks of keys that a decoding row's split has
-
-
 # By the oldest architecture that it is for, and the largest head size. Four warps read shared
 # memory half as often as eight for the same products; eight stand where four run out of registers.
 # Everything fits the 99 KiB of shared memory that a program has on 8.6, 8.9 and 12.0.
-_FEW = Tile(16, 4, 2)
 TABLE = {
-    80: {128: (_FEW, Tile(64, 4, 2)), 256: (_FEW, Tile(32, 4, 2))},
-    90: {128: (_FEW, Tile(64, 4, 2)), 256: (_FEW, Tile(32, 8, 2))},
-    100: {128: (_FEW, Tile(64, 8, 2)), 256: (_FEW, Tile(32, 8, 2))},
+    80: {128: Tile(64, 4, 2), 256: Tile(32, 4, 2)},
+    90: {128: Tile(64, 4, 2), 256: Tile(32, 8, 2)},
+    100: {128: Tile(64, 8, 2), 256: Tile(32, 8, 2)},
 }
-_FP32 = Tile(16, 4, 1)  # without tensor cores: for checks, not for speed
-SPLIT = 2
+FP32 = Tile(16, 4, 1)  # without tensor cores: for checks, not for speed
 
 
-def tiles(
-    architecture: int, head_dim: int, element_size: int, group: int, *, invariant: bool
-) -> Tiles:
-    """`architecture` as in sm_90, bytes of an element, query heads to a key head, for which a large
-    tile has room. `invariant`: one tile for all, and a split of one block, so that every row gets
-    the same bits however many others there are."""
+def tile(architecture: int, head_dim: int, element_size: int, group: int) -> Tile:
+    """`architecture` as in sm_90, bytes of an element, query heads to a key head, for which a tile
+    has room. It does not depend on the work: every row gets the same bits among any others."""
     known = TABLE[max(a for a in TABLE if a <= architecture)]
-    few, many = known[min(size for size in known if size >= head_dim)]
-    if element_size == 4:
-        few = many = _FP32
-    many = many._replace(queries=max(many.queries, 1 << (group - 1).bit_length()))
-    return Tiles(many, many, 1) if invariant else Tiles(few, many, SPLIT)
+    found = known[min(size for size in known if size >= head_dim)] if element_size == 2 else FP32
+    return found._replace(queries=max(found.queries, 1 << (group - 1).bit_length()))
+
+
+def split(*, invariant: bool) -> int:
+    """Blocks of keys that a decoding row's split has. `invariant`: one, as when it is walked."""
+    return 1 if invariant else 2

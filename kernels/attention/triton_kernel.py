@@ -11,13 +11,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
 
-from .plan import I32
-from .tiles import Tiles
+from .tiles import Tile
 
 
 @triton.jit
@@ -178,20 +176,11 @@ def merge_kernel(
         tl.store(out + at, (values / total[:, None]).to(out.dtype.element_ty), mask=d < D)
 
 
-COUNTS = 8  # numbers, of which two are used: each begins 16 bytes, as all that kernels are given
-
-
-def counts(few: I32, many: I32) -> I32:
-    """How many items of each list there are, [COUNTS]."""
-    return np.array([len(few), 0, 0, 0, len(many), 0, 0, 0], np.int32)
-
-
 class Work(NamedTuple):
-    """`plan`'s lists and `Batch`'s arrays on the device, all int32."""
+    """`plan`'s list and `Batch`'s arrays on the device, all int32."""
 
-    few: torch.Tensor  # [n, 6]
-    many: torch.Tensor  # [n, 6]
-    counts: torch.Tensor  # [COUNTS] how many items of each are to be done
+    items: torch.Tensor  # [n, 6]
+    how_many: torch.Tensor  # [1] of them are to be done
     positions: torch.Tensor  # [T]
     first_slots: torch.Tensor  # [T]
     tables: torch.Tensor  # [B, blocks]
@@ -210,48 +199,43 @@ def attention(
     work: Work,
     parts: Parts,
     *,
-    tiles: Tiles,
+    tile: Tile,
+    split: int,
     window: int,
     programs: int,
 ) -> torch.Tensor:
     """q [T, H, D], cache [blocks, 2, K, 64, D] -> [T, H, D].
 
-    tiles: what the plan was made with. window: keys a row sees, 0 for all. programs: how many run
-    at a time; they take the items in turn, so that a graph can be used again with other counts.
+    tile, split: what the plan was made with. window: keys a row sees, 0 for all. programs: how many
+    run at a time; they take the items in turn, so that a graph can be used again with another
+    count.
     """
     out = torch.zeros_like(q)  # rows that only fill a graph up have no items
     rows, heads, head_dim = q.shape
     kv_heads, block_size = cache.shape[2:4]
     block_d = max(triton.next_power_of_2(head_dim), 16)
-    for i, (items, tile) in enumerate(((work.few, tiles.few), (work.many, tiles.many))):
-        if not len(items):
-            continue
-        attention_kernel[(min(programs, len(items) * kv_heads),)](
-            q,
-            cache,
-            out,
-            *parts,
-            items,
-            work.counts[4 * i :],
-            work.positions,
-            work.first_slots,
-            work.tables,
-            work.tables.stride(0),
-            cache.stride(0),
-            head_dim**-0.5 * 1.4426950408889634,  # log2(e)
-            window,
-            kv_heads,
-            G=heads // kv_heads,
-            D=head_dim,
-            BLOCK_D=block_d,
-            BLOCK_M=tile.queries,
-            BLOCK_SIZE=block_size,
-            SPLIT=tiles.split,
-            WINDOWED=window > 0,
-            STAGES=tile.stages,
-            num_warps=tile.warps,
-            enable_fp_fusion=False,
-        )
+    attention_kernel[(min(programs, len(work.items) * kv_heads),)](
+        q,
+        cache,
+        out,
+        *parts,
+        *work,
+        work.tables.stride(0),
+        cache.stride(0),
+        head_dim**-0.5 * 1.4426950408889634,  # log2(e)
+        window,
+        kv_heads,
+        G=heads // kv_heads,
+        D=head_dim,
+        BLOCK_D=block_d,
+        BLOCK_M=tile.queries,
+        BLOCK_SIZE=block_size,
+        SPLIT=split,
+        WINDOWED=window > 0,
+        STAGES=tile.stages,
+        num_warps=tile.warps,
+        enable_fp_fusion=False,
+    )
     if not len(parts.values):
         return out
     merge_kernel[(rows, heads)](
@@ -263,7 +247,7 @@ def attention(
         heads,
         D=head_dim,
         BLOCK_D=block_d,
-        KEYS=tiles.split * block_size,
+        KEYS=split * block_size,
         WINDOWED=window > 0,
         num_warps=1,
         enable_fp_fusion=False,

@@ -12,16 +12,20 @@ from numpy.typing import NDArray
 
 from urial_engine.kernels.attention import reference
 from urial_engine.kernels.attention.plan import Plan, Shape, plan
-from urial_engine.kernels.attention.tiles import SPLIT, Tile, Tiles, tiles
-from urial_engine.kernels.attention.triton_kernel import Parts, Work, attention, counts
+from urial_engine.kernels.attention.tiles import Tile
+from urial_engine.kernels.attention.tiles import tile as table
+from urial_engine.kernels.attention.triton_kernel import Parts, Work, attention
 
 from .rungs import assert_no_worse
 from .triton_cases import DEVICE, Case, naive, put, random_cases, rounding, single, wide
 
 I32 = NDArray[np.int32]
 BLOCK = 64
-SMALL = Tiles(Tile(16, 4, 1), Tile(32, 4, 1), 2)  # tiles that tests fill quickly
-INVARIANT = Tiles(Tile(16, 4, 1), Tile(16, 4, 1), 1)
+# Tiles that tests fill quickly, and the blocks of a split.
+SMALL = (Tile(16, 4, 1), 2)
+LARGE = (Tile(64, 4, 1), 2)
+INVARIANT = (Tile(16, 4, 1), 1)
+Way = tuple[Tile, int]
 
 
 @dataclass
@@ -59,16 +63,15 @@ class Sequences:
         counts = [end - first for first, end in self.spans]
         return np.repeat(np.arange(len(counts)), counts).astype(np.int32)
 
-    def planned(self, tiles: Tiles, rows: slice = slice(None)) -> Plan:
-        shape = Shape(
-            self.group, BLOCK, tiles.split, tiles.few.queries, tiles.many.queries, self.window
-        )
+    def planned(self, way: Way, rows: slice = slice(None)) -> Plan:
+        tile, split = way
+        shape = Shape(self.group, BLOCK, split, tile.queries, self.window)
         return plan(self.positions[rows], self.sequences[rows], self.tables, shape)
 
-    def attend(self, tiles: Tiles, rows: slice = slice(None)) -> torch.Tensor:
-        p = self.planned(tiles, rows)
-        lists = (p.few, p.many, counts(p.few, p.many))
-        arrays = (*lists, self.positions[rows], p.first_slots, self.tables)
+    def attend(self, way: Way, rows: slice = slice(None)) -> torch.Tensor:
+        p, (tile, split) = self.planned(way, rows), way
+        count = np.array([len(p.items)], np.int32)
+        arrays = (p.items, count, self.positions[rows], p.first_slots, self.tables)
         work = Work(*map(put, arrays))
         # What no split writes must never be read.
         slots = (p.slots, self.q.shape[1])
@@ -76,7 +79,8 @@ class Sequences:
             *(torch.full((*slots, n), torch.nan, device=DEVICE) for n in (self.head_dim, 2))
         )
         q = self.q[rows].contiguous()
-        return attention(q, self.pool, work, parts, tiles=tiles, window=self.window, programs=3)
+        how = {"tile": tile, "split": split, "window": self.window, "programs": 3}
+        return attention(q, self.pool, work, parts, **how)
 
     def cache(self, sequence: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [S, K, D]."""
@@ -85,8 +89,8 @@ class Sequences:
         keys, values = blocks.reshape(2, -1, self.kv_heads, self.head_dim)[:, :end]
         return keys, values
 
-    def assert_matches(self, tiles: Tiles) -> None:
-        out = self.attend(tiles)
+    def assert_matches(self, way: Way) -> None:
+        out = self.attend(way)
         for sequence, (first, end) in enumerate(self.spans):
             rows = self.sequences == sequence
             keys, values = self.cache(sequence)
@@ -147,27 +151,23 @@ def test_head_sizes(head_dim: int) -> None:
 def test_a_tile_holds_a_group(architecture: int) -> None:
     for head_dim, size in ((2, 2), (64, 2), (128, 4), (130, 2), (256, 4)):
         for group in (1, 3, 16, 33, 64):
-            plain = tiles(architecture, head_dim, size, group, invariant=False)
-            same = tiles(architecture, head_dim, size, group, invariant=True)
-            assert plain.many.queries >= group and plain.split == SPLIT
-            assert same.few == same.many == plain.many and same.split == 1
+            assert table(architecture, head_dim, size, group).queries >= group
 
 
 @pytest.mark.parametrize("group", [17, 33])
-def test_a_group_larger_than_the_small_tile(group: int) -> None:
-    wide_tiles = Tiles(Tile(16, 4, 1), Tile(64, 4, 1), 2)
-    Sequences(Case(3), [(140, 141), (130, 150)], 2, group=group).assert_matches(wide_tiles)
+def test_a_large_group(group: int) -> None:
+    Sequences(Case(3), [(140, 141), (130, 150)], 2, group=group).assert_matches(LARGE)
 
 
 def test_a_shared_split_is_read_once_for_all() -> None:
     """32 sequences behind 4 blocks: two splits of 32 rows each, in tiles of 16 queries."""
     many = Sequences(Case(0), [(300 + i, 301 + i) for i in range(32)], 4, group=2)
     p = many.planned(SMALL)
-    shared = p.many[p.many[:, 1] > 1]
-    assert sorted(map(tuple, shared[:, [0, 1, 5]])) == [
-        (row, 16, split) for row in (0, 16) for split in (0, 1)
+    own = p.items[p.items[:, 1] == 1]
+    assert sorted(map(tuple, p.items[p.items[:, 1] > 1][:, [0, 1, 5]])) == [
+        (row, 8, split) for row in (0, 8, 16, 24) for split in (0, 1)
     ]
-    assert (p.few[:, 1] == 1).all() and len(p.few) == 32  # all stand in split 2
+    assert len(own) == 32 and (own[:, 5] == 2).all()  # what each has for itself
     assert p.slots == 32 * 3
     many.assert_matches(SMALL)
 
@@ -177,7 +177,7 @@ def test_what_is_not_the_same_is_not_shared() -> None:
     one = Sequences(Case(0), spans, 4)
     one.tables[1, 1] = one.tables[1, 4]  # the middle one has another second block
     p = one.planned(SMALL)
-    assert sorted(map(tuple, p.few[:, [0, 1, 5]])) == [
+    assert sorted(map(tuple, p.items[:, [0, 1, 5]])) == [
         *[(0, 1, 0), (0, 1, 2), (0, 3, 1), (1, 1, 0), (1, 1, 2), (2, 1, 0), (2, 1, 2)]
     ]
     one.assert_matches(SMALL)
@@ -185,8 +185,8 @@ def test_what_is_not_the_same_is_not_shared() -> None:
 
 @pytest.mark.parametrize("window", [0, 70])
 def test_bits_do_not_depend_on_the_batch(window: int) -> None:
-    """With any tiles: a row alone has the bits that it has among others."""
-    for each in (SMALL, INVARIANT):
+    """With any tile, that of the table among them: a row alone has the bits it has among others."""
+    for each in (SMALL, INVARIANT, (table(90, 128, 2, 2), 2)):
         spans = [(200 + i, 201 + i) for i in range(5)]
         many = Sequences(Case(0), spans, 3, group=2, window=window)
         whole = many.attend(each)
@@ -197,7 +197,7 @@ def test_bits_do_not_depend_on_the_batch(window: int) -> None:
 
 @pytest.mark.parametrize("window", [0, 70])
 def test_bits_do_not_depend_on_the_chunk(window: int) -> None:
-    """With one tile for all: walked as a whole, in pieces, or split row by row."""
+    """With splits of one block: walked as a whole, in pieces, or split row by row."""
     one = Sequences(Case(2), [(150, 200)], 0, group=2, window=window)
     whole = one.attend(INVARIANT)
     for step in (1, 7, 30):

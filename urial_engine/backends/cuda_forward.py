@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from ..kernels.attention.plan import I32, Shape, plan
-from ..kernels.attention.tiles import tiles
-from ..kernels.attention.triton_kernel import Parts, Work, attention, counts
+from ..kernels.attention.tiles import split, tile
+from ..kernels.attention.triton_kernel import Parts, Work, attention
 from ..kernels.matmul.triton_kernel import matmul
 from ..kernels.rmsnorm.triton_kernel import add_rmsnorm
 from ..kernels.rope.triton_kernel import rope
@@ -59,13 +59,12 @@ class Forward:
         self._config, self._weights, self._device = config, weights, device
         self._invariant = invariant
         size, group = weights.embedding.element_size(), config.num_heads // config.num_kv_heads
-        self.tiles = tiles(device.architecture, config.head_dim, size, group, invariant=invariant)
+        self._tile = tile(device.architecture, config.head_dim, size, group)
         self.shape = Shape(
             group=group,
             block_size=BLOCK_SIZE,
-            split=self.tiles.split,
-            few=self.tiles.few.queries,
-            many=self.tiles.many.queries,
+            split=split(invariant=invariant),
+            queries=self._tile.queries,
             window=config.sliding_window or 0,
         )
         self._tables: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -82,9 +81,8 @@ class Forward:
             "positions": batch.positions,
             "slots": blocks * BLOCK_SIZE + place,
             "first_slots": work.first_slots,
-            "counts": counts(work.few, work.many),
-            "few": work.few,
-            "many": work.many,
+            "items": work.items,
+            "how_many": np.array([len(work.items)], np.int32),
             "tables": batch.block_tables,
         }
         return step, work.slots
@@ -127,24 +125,18 @@ class Forward:
         layer: int,
     ) -> torch.Tensor:
         """qkv [T, (H + 2 K) D] -> [T, H D]."""
-        config, cache = self._config, self.pool[:, layer]  # [blocks, 2, K, 64, D]
+        cache = self.pool[:, layer]  # [blocks, 2, K, 64, D]
         positions = step["positions"]
         q = rope(qkv, self._rotary(), positions, step["slots"], cache, bad, layer)
-        work = Work(
-            step["few"],
-            step["many"],
-            step["counts"],
-            positions,
-            step["first_slots"],
-            step["tables"],
-        )
+        work = Work(*(step[name] for name in Work._fields))
         out = attention(
             q,
             cache,
             work,
             parts,
-            tiles=self.tiles,
-            window=config.sliding_window or 0,
+            tile=self._tile,
+            split=self.shape.split,
+            window=self.shape.window,
             programs=4 * self._device.processors,
         )
         return out.flatten(1)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ..kernels.attention.plan import FIELDS, I32
-from ..kernels.attention.triton_kernel import COUNTS, Parts
+from ..kernels.attention.triton_kernel import Parts
 from .cuda_device import Device
 from .cuda_forward import BLOCK_SIZE, Forward, Rows
 from .cuda_transfer import pack, unpack
@@ -116,9 +116,8 @@ class DecodeGraphs:
         items = (rows * self._splits(blocks), FIELDS)
         sizes: dict[str, tuple[int, ...]] = {
             **dict.fromkeys(("token_ids", "positions", "slots", "first_slots"), (rows,)),
-            "counts": (COUNTS,),
-            "few": items,
-            "many": items,
+            "items": items,
+            "how_many": (1,),
             "tables": (rows, blocks),
         }
         return {name: np.zeros(size, np.int32) for name, size in sizes.items()}
