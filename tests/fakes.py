@@ -58,6 +58,7 @@ class FakeBackend:
     dtype = "float32"
     threads = 1
     weight_bytes = 0
+    max_top_k = VOCAB
     config = ModelConfig.from_dict(
         {
             "model_type": "llama",
@@ -75,7 +76,7 @@ class FakeBackend:
         self.block_bytes = 8 * block_size
         self.reads: list[int] = []
 
-    def cache_room(self) -> int:
+    def cache_room(self, max_batch: int, context: int, chunk: int) -> int:
         return 1 << 30
 
     def allocate(self, blocks: int) -> None:

@@ -3,6 +3,8 @@ the vocabulary, targets whose logit a library computed in another way, and the m
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,12 @@ import torch
 from tests.interpreted import DEVICE, emulated
 from tests.kernels.test_rank import assert_equal_scores, tied_weight
 from urial_engine.backends import cuda_score
+from urial_engine.backends.base import HeadScores
 from urial_engine.backends.cuda_device import Device, open_device
 from urial_engine.backends.cuda_forward import FINITE, Rows
+from urial_engine.backends.cuda_graph import Recorder
 from urial_engine.backends.cuda_head import Head
+from urial_engine.backends.cuda_score import Scorer
 from urial_engine.backends.cuda_weights import HEAD_TILE
 from urial_engine.errors import DeviceError, NumericsError
 from urial_engine.kernels import rank
@@ -48,6 +53,10 @@ def some_rows(device: Device, size: int = C, seed: int = 0) -> Rows:
     return Rows(torch.from_numpy(values).to(device.torch), bad.to(device.torch))
 
 
+def score(head: Head, rows: Rows, targets: Any, top_k: int) -> HeadScores:
+    return Scorer(head, Recorder(head.device)).score(rows, targets, top_k)
+
+
 def targets_of(vocab: int) -> Any:
     """Spread over all tiles, the first and the last token among them."""
     return np.linspace(0, vocab - 1, M).astype(np.int32)
@@ -64,14 +73,14 @@ def test_blocks_of_rows_and_tiles(
         targets_of(vocab),
     )
     truth = rank.reference(head.logits(rows).astype(np.float64), targets, min(vocab, 7))
-    found = cuda_score.score(head, rows, targets, min(vocab, 7))
+    found = score(head, rows, targets, min(vocab, 7))
     assert_equal_scores(rank.Scores(*found), truth)
 
 
 def test_few_rows_are_one_product(device: Device) -> None:
     head, rows, targets = head_of(device, 5000), some_rows(device), targets_of(5000)
     truth = rank.reference(head.logits(rows).astype(np.float64), targets, 3)
-    assert_equal_scores(rank.Scores(*cuda_score.score(head, rows, targets, 3)), truth)
+    assert_equal_scores(rank.Scores(*score(head, rows, targets, 3)), truth)
 
 
 def test_two_heads_in_blocks(device: Device, small_blocks: None) -> None:
@@ -106,9 +115,9 @@ def test_ranks_are_exact_whatever_the_first_product_said(
     plain, rows, targets = head_of(device, 3000), some_rows(device), targets_of(3000)
     head = OtherBits(plain.weight, 3000, device, invariant=False)
     head.wrong = 1
-    truth = cuda_score.score(plain, rows, targets, 3)
+    truth = score(plain, rows, targets, 3)
     assert truth.ties.any()
-    for ours, theirs in zip(cuda_score.score(head, rows, targets, 3), truth, strict=True):
+    for ours, theirs in zip(score(head, rows, targets, 3), truth, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert head.wrong == 0
 
@@ -124,7 +133,7 @@ def test_a_product_that_is_never_the_same_is_an_error(device: Device, small_bloc
     plain = head_of(device, 3000)
     head = Restless(plain.weight, 3000, device, invariant=False)
     with pytest.raises(DeviceError, match="invariant=True"):
-        cuda_score.score(head, some_rows(device), targets_of(3000), 3)
+        score(head, some_rows(device), targets_of(3000), 3)
 
 
 @pytest.mark.parametrize("row", [0, 7, 8, 19])
@@ -132,16 +141,16 @@ def test_a_row_that_is_not_finite_is_named(device: Device, small_blocks: None, r
     head, rows = head_of(device, 300), some_rows(device)
     rows.values[row, 3] = float("nan")
     with pytest.raises(NumericsError, match=f"in the head, row {row} ") as caught:
-        cuda_score.score(head, rows, targets_of(300), 0)
+        score(head, rows, targets_of(300), 0)
     assert (caught.value.layer, caught.value.row) == (None, row)
     rows.bad[row] = 5
     with pytest.raises(NumericsError, match=f"after layer 5, row {row} ") as caught:
-        cuda_score.score(head, rows, targets_of(300), 0)
+        score(head, rows, targets_of(300), 0)
     assert caught.value.layer == 5
 
 
 def test_no_rows_at_all(device: Device) -> None:
-    found = cuda_score.score(head_of(device, 300), some_rows(device)[:0], np.zeros(0, np.int32), 2)
+    found = score(head_of(device, 300), some_rows(device)[:0], np.zeros(0, np.int32), 2)
     assert found.rank.shape == (0,) and found.top_ids.shape == (0, 2)
 
 
@@ -162,12 +171,18 @@ def test_the_accounting_is_what_is_allocated(
 ) -> None:
     """Every tensor of a block, and the rows of the head that its targets gather."""
     head, rows = head_of(device, 3000), some_rows(device)[:8]
-    made: list[cuda_score.Side] = []
-    side = cuda_score._side
-    monkeypatch.setattr(cuda_score, "_side", lambda *a: made.append(side(*a)) or made[-1])
-    cuda_score.score(head, rows, targets_of(3000)[:8], 4)
-    one = made[0]
-    tensors = [one.z, one.target_logit, one.seen, one.stats, one.entries, one.results._bytes]
-    held = sum(tensor.nbytes for tensor in tensors) + HEAD_TILE * C * 4
+    made: list[Any] = []
+    for name in ("_side", "_space"):
+        make = getattr(cuda_score, name)
+        monkeypatch.setattr(cuda_score, name, partial(noted, make, made))
+    score(head, rows, targets_of(3000)[:8], 4)
+    side, space = made
+    tensors = [*space, side.target_logit, side.seen, side.results._bytes]
+    held = sum(tensor.nbytes for tensor in tensors) + space.z.shape[1] * C * 4
     accounted = cuda_score.workspace_bytes(head, 8, 4)
     assert 0 <= held - accounted < 16 * 11, "but for the gaps between results"
+
+
+def noted(make: Callable[..., Any], made: list[Any], *given: Any) -> Any:
+    made.append(make(*given))
+    return made[-1]

@@ -6,17 +6,29 @@ The interpreter is a thousand times slower than a GPU, so texts are short.
 
 from __future__ import annotations
 
+import gc
+import weakref
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.engines import Open
 from tests.fixtures import TinyModel
 from tests.interpreted import emulated, open_cuda, open_engine
 from urial_engine import SamplingParams
-from urial_engine.backends.cuda_graph import rounded, rounded_rows
+from urial_engine.backends.base import Batch
+from urial_engine.backends.cuda_graph import (
+    MOST_GRAPHS,
+    Kept,
+    Recorder,
+    rounded,
+    rounded_rows,
+)
 from urial_engine.outputs import RequestOutput
 
 __all__ = ["emulated", "open_cuda", "open_engine"]  # fixtures
@@ -176,3 +188,52 @@ def test_more_rows_than_a_graph_has(
     mixed = engine.generate(PROMPTS, params)
     alone = [engine.generate(p, own)[0] for p, own in zip(PROMPTS, params, strict=True)]
     assert_same(mixed, alone)
+
+
+class Capture:
+    """In place of torch's recording: what ran inside it is not run again."""
+
+    made = 0
+
+    def __init__(self, *given: object, **how: object) -> None:
+        pass
+
+    def __enter__(self) -> None:
+        type(self).made += 1
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def test_a_recording_keeps_what_it_reads_and_no_more_are_kept_than_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A graph does not keep the memory that was there before it: who records has to."""
+    fakes = {"graph": Capture, "synchronize": lambda device: None, "set_stream": lambda s: None}
+    fakes |= {"CUDAGraph": lambda: SimpleNamespace(replay=lambda: None, pool=lambda: 1)}
+    fakes |= {"Stream": lambda device: None, "current_stream": lambda device: None}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    device: Any = SimpleNamespace(interpreted=False, torch=torch.device("cpu"))
+    recorder, kept = Recorder(device), Kept[int, Any]()
+    memory = [torch.zeros(1) for _ in range(MOST_GRAPHS + 1)]
+    alive = [weakref.ref(tensor) for tensor in memory]
+    for i, tensor in enumerate(memory):
+        kept.find(i, partial(recorder.record, partial(tensor.add_, 1)))
+    del memory, tensor
+    gc.collect()
+    assert [i for i, ref in enumerate(alive) if ref() is None] == [0], "the first gave way"
+    assert Capture.made == MOST_GRAPHS + 1
+    assert kept.find(5, lambda: None)() is alive[5]()
+
+
+def test_hidden_states_outlive_the_next_step(open_cuda: Open) -> None:
+    engine = open_cuda(invariant=True)
+    steps = [
+        Batch(*(np.array(a, np.int32) for a in ([token], [0], [0], [[block]])))
+        for token, block in ((70, 0), (80, 1))
+    ]
+    first = engine.backend.forward(steps[0])
+    before = engine.backend.to_host(first)
+    engine.backend.forward(steps[1])
+    np.testing.assert_array_equal(engine.backend.to_host(first), before)

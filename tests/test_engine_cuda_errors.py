@@ -4,11 +4,14 @@ kept, and what a machine or a model does not have is refused with the reason."""
 from __future__ import annotations
 
 import re
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import triton
 
 from tests.engines import Open, ids_of
 from tests.fixtures import TinyModel
@@ -158,25 +161,58 @@ def test_why_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "the driver is older" in why()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert cuda_device.why_not(1) == "there are 1 GPUs, counted from 0"
     assert "TRITON_INTERPRET" in why()
     with pytest.raises(DeviceError, match='device="cuda": TRITON_INTERPRET'):
         cuda_device.open_device("cuda")
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    card = SimpleNamespace(major=7, minor=5, name="Tesla T4", multi_processor_count=40)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    assert "Tesla T4 has compute capability 7.5; 8.0 or newer" in why()
+    assert choose_device("auto")[0] == "cpu"
+    card.major, card.minor, card.name = 9, 0, "H100"
+    monkeypatch.setitem(sys.modules, cuda_device.NATIVE, None)
+    assert "built without nvcc" in why()
+    ours = SimpleNamespace(
+        driver_version=lambda: 12080, runtime_version=lambda: 13000, ARCHITECTURES=["80-real"]
+    )
+    monkeypatch.setitem(sys.modules, cuda_device.NATIVE, ours)
+    assert "the driver is for CUDA 12, and this installation was built with nvcc 13" in why()
+    ours.driver_version = lambda: 13010
+    assert "H100 is sm_90, and this installation was built for 80-real" in why()
+    ours.ARCHITECTURES = ["80-real", "90-real"]
+    assert cuda_device.why_not() is None
+    opened = cuda_device.open_device("cuda:0")
+    assert (opened.name, opened.architecture, opened.processors) == ("H100", 90, 40)
+    assert choose_device("auto") == ("cuda", "a GPU is there")
 
 
-class Properties:
-    """Of a card that is too old."""
+@pytest.mark.parametrize(
+    ("architecture", "built", "runs"),
+    [
+        (86, ["80-real"], True),
+        (90, ["80-real"], False),
+        (80, ["86-real", "90"], False),
+        (121, ["80-real", "120"], True),
+        (89, ["80"], True),
+    ],
+)
+def test_which_architectures_run(architecture: int, built: list[str], runs: bool) -> None:
+    assert cuda_device.runs_on(architecture, built) == runs
 
-    major, minor, name, multi_processor_count = 7, 5, "Tesla T4", 40
+
+@pytest.mark.parametrize("name", ["cuda:x", "cuda:-1", "cuda:1.5"])
+def test_a_gpu_has_a_number(name: str) -> None:
+    with pytest.raises(ParameterError, match=f'device="{name}": a GPU has a number'):
+        cuda_device.open_device(name)
 
 
-def test_a_gpu_that_is_too_old_or_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_device, "why_not", lambda: None)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Properties)
-    with pytest.raises(DeviceError, match=r"Tesla T4 has compute capability 7\.5; 8\.0 or newer"):
-        cuda_device.open_device("cuda:0")
-    with pytest.raises(DeviceError, match="there are 1 GPUs"):
-        cuda_device.open_device("cuda:3")
+def test_memory_that_a_library_does_not_get(emulated: None) -> None:
+    for said in ("CUBLAS_STATUS_ALLOC_FAILED when calling", "Triton Error [CUDA]: out of memory"):
+        with pytest.raises(CapacityError, match="out of memory"), open_device(DEVICE).use():
+            raise RuntimeError(said)
 
 
 @without_gpu
@@ -207,6 +243,13 @@ def test_shapes_beyond_the_kernels(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         open_cuda(model=tiny_model(**config))
+
+
+def test_more_likely_tokens_than_are_kept_sorted(open_cuda: Open, tiny_model: TinyModel) -> None:
+    engine = open_cuda(model=tiny_model(vocab_size=1100))
+    with pytest.raises(ParameterError, match="between 0 and 1024, the most that device"):
+        engine.score("a", "b", top_k=1025)
+    assert engine.score("a", "b", top_k=1024)[0].top_ids.shape == (1, 1024)
 
 
 def test_two_devices_are_not_compared(open_cuda: Open, open_engine: Open) -> None:

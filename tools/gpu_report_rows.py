@@ -24,7 +24,7 @@ from .gpu_report_launches import ARCHITECTURES, Case, Launch, cases, launches
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "csrc"
-NVCC_OPTIONS = ("-cubin", "-O3", "-std=c++17", f"-I{SOURCES}")
+NVCC_OPTIONS = ("-cubin", "-O3", "-std=c++17", "-fmad=false", f"-I{SOURCES}")  # as CMakeLists.txt
 # Of csrc/cuda, those that read a row of logits once. (`sample_kernel` reads it several times, and
 # has many narrow loads on their way at once.)
 STREAMING = ("tile_kernel", "top_k_kernel")

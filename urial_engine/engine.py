@@ -98,7 +98,7 @@ class Engine:
         """The cache, what runs on it, and the prefix in it."""
         backend, vocab_size = self.backend, self.config.vocab_size
         most = (max_batch + 1) * -(-self.context // backend.block_size)  # each of full length
-        room = backend.cache_room()
+        room = backend.cache_room(max_batch, self.context, chunk)
         blocks = cache_blocks(gib, block_bytes=backend.block_bytes, most=most, room=room)
         backend.allocate(blocks)
         cache = KVCache(backend, blocks)
@@ -291,7 +291,8 @@ class Engine:
         self._runner.run(requests, after_step)
 
     def _check_top(self, name: str, count: int) -> None:
-        if not 0 <= count <= self.config.vocab_size:
+        if not 0 <= count <= self.backend.max_top_k:
             raise ParameterError(
-                f"{name}={count}: must be between 0 and the vocabulary's {self.config.vocab_size}"
+                f"{name}={count}: must be between 0 and {self.backend.max_top_k}, the most that "
+                f'device "{self.backend.name}" reports of {self.config.vocab_size} tokens'
             )

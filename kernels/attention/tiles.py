@@ -2,7 +2,7 @@
 
 A table, and nothing is tried at run time: the same machine gives the same bits tomorrow. The
 numbers are those with which the compiler keeps everything in registers (`make gpu-report` shows
-it); `make gpu-check` times them where there is a GPU.
+it); no GPU has timed others yet.
 """
 
 from __future__ import annotations

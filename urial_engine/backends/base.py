@@ -124,9 +124,12 @@ class Backend(Protocol):
     block_size: int  # tokens a block
     block_bytes: int  # bytes a block, all layers, keys and values
     weight_bytes: int
+    max_top_k: int  # how many of the likeliest tokens it can report
 
-    def cache_room(self) -> int:
-        """Bytes that the pool of blocks may take where the caller does not say how many."""
+    def cache_room(self, max_batch: int, context: int, chunk: int) -> int:
+        """Bytes that the pool of blocks may take where the caller does not say how many: what runs
+        beside it are `max_batch` sequences of up to `context` tokens, and `chunk` rows of prompts.
+        """
 
     def allocate(self, blocks: int) -> None:
         """Reserve the pool of KV-cache blocks; replaces an earlier pool. Blocks start out

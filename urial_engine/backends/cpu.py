@@ -77,6 +77,7 @@ class CpuBackend:
         weights.load(self._take, self.threads)
         self.block_bytes: int = self._model.block_bytes
         self.weight_bytes: int = self._model.weight_bytes
+        self.max_top_k = c.vocab_size
 
     def _take(self, name: str, first: int, rows: NDArray[Any]) -> None:
         """Rows of a parameter, in Hugging Face's words: model.layers.0.mlp.up_proj.weight."""
@@ -90,7 +91,7 @@ class CpuBackend:
         else:
             self._model.load_matrix(part, layer, first, _raw(rows))
 
-    def cache_room(self) -> int:
+    def cache_room(self, max_batch: int, context: int, chunk: int) -> int:
         """See `Backend`."""
         return available_memory() // 2
 

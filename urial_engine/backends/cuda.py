@@ -7,7 +7,9 @@ rest of the head. This file keeps the contract; the work is in the files beside 
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,14 +18,14 @@ import torch
 from numpy.typing import NDArray
 
 from .. import kernels
-from ..errors import CapacityError, ConfigError, ParameterError
+from ..errors import CapacityError, ConfigError, DeviceError, ParameterError
 from .base import F32, I32, Backend, Batch, HeadComparison, HeadScores, Hidden, SampleBatch, Sampled
 from .cuda_choose import Chooser
 from .cuda_device import Device
-from .cuda_forward import BLOCK_SIZE, FINITE, Forward, Rows
-from .cuda_graph import DecodeGraphs, Recorder
+from .cuda_forward import BLOCK_SIZE, Forward, Rows
+from .cuda_graph import MOST_ROWS, DecodeGraphs, Recorder, rounded_rows
 from .cuda_head import Head, check_finite, rows_finite
-from .cuda_score import compare, score
+from .cuda_score import Scorer, compare
 from .cuda_transfer import upload
 from .cuda_weights import DeviceWeights
 from .host_memory import available_memory
@@ -34,8 +36,9 @@ if TYPE_CHECKING:
 
 MAX_HEAD_SIZE, MAX_GROUP = 256, 64
 MAX_VOCAB = 1 << 20  # a token id's bits in the sampler
+MOST_TOP = 1024  # a list that one warp keeps sorted, which takes as long as it is long
 GIB = 1 << 30
-RESERVE = GIB  # of the device, for activations, the head's workspace and torch itself
+RESERVE = GIB  # of the device, for graphs, the head's workspace, libraries and torch itself
 SHARE = 0.5  # of what is left, for the cache where the caller does not say: another model may come
 
 
@@ -57,38 +60,51 @@ class CudaBackend:
         self._device = device
         self.variant = f"sm_{device.architecture}{' invariant' if invariant else ''}"
         self.build = f"{_sources()} torch {version('torch')} triton {version('triton')}"
+        c = self.config
+        self._type: torch.dtype = getattr(torch, self.dtype)
+        self._block = (c.num_layers, 2, c.num_kv_heads, BLOCK_SIZE, c.head_dim)
+        self.block_bytes = prod(self._block) * self._type.itemsize
         with device.use():
-            self._weights = DeviceWeights(weights, getattr(torch, self.dtype), device.torch)
+            self._weights = DeviceWeights(weights, self._type, device.torch)
             self._weights.load()
-            self._forward = Forward(self.config, self._weights, device, invariant=invariant)
-            self.head = Head(
-                self._weights.head, self.config.vocab_size, device, invariant=invariant
-            )
-            self.allocate(0)
+            self._forward = Forward(c, self._weights, device, invariant=invariant)
+            self.head = Head(self._weights.head, c.vocab_size, device, invariant=invariant)
+            self._recorder = Recorder(device)
+            self._chooser = Chooser(self.head, self._recorder)
+            self._scorer = Scorer(self.head, self._recorder)
         self.weight_bytes = self._weights.bytes
-        pool = self._forward.pool
-        self.block_bytes = int(np.prod(pool.shape[1:])) * pool.element_size()
+        self.max_top_k = min(c.vocab_size, MOST_TOP)
 
-    def cache_room(self) -> int:
+    def cache_room(self, max_batch: int, context: int, chunk: int) -> int:
         """See `Backend`."""
         if self._device.interpreted:
             return available_memory() // 2
         free, _ = torch.cuda.mem_get_info(self._device.torch)
-        return int(max(free - RESERVE, 0) * SHARE)
+        taken = RESERVE + self._step_bytes(max_batch, context, chunk)
+        return int(max(free - taken, 0) * SHARE)
+
+    def _step_bytes(self, max_batch: int, context: int, chunk: int) -> int:
+        """Beside weights and cache: partial results of attention (of the graphs, and of a step that
+        also reads prompts), logits of the rows that choose, angles, and what layers leave."""
+        c, item, rows = self.config, self._type.itemsize, rounded_rows(min(max_batch, MOST_ROWS))
+        slots = max(rows, max_batch) * -(-context // (BLOCK_SIZE * self._forward.shape.split))
+        parts = 2 * slots * c.num_heads * (c.head_dim + 2) * 4
+        logits = rows * len(self.head.weight) * 4
+        angles = 2 * c.max_positions * c.head_dim // 2 * 4
+        heads = (2 * c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+        row = (8 + 2 * item) * c.hidden_size + 2 * item * heads + 3 * item * c.intermediate_size
+        return parts + logits + angles + (chunk + max_batch) * row
 
     def allocate(self, blocks: int) -> None:
         """See `Backend`."""
-        c, device = self.config, self._device.torch
-        # One more than is given out, for rows that only fill a graph up.
-        shape = (blocks + 1, c.num_layers, 2, c.num_kv_heads, BLOCK_SIZE, c.head_dim)
         with self._device.use():
-            recorder = Recorder(self._device)
-            self._graphs = DecodeGraphs(self._forward, recorder)  # they know the pool
-            self._chooser = Chooser(self.head, recorder)
+            self._graphs = DecodeGraphs(self._forward, self._recorder)  # they know the pool
             self._forward.pool = torch.empty(0)
+            # One more than is given out, for rows that only fill a graph up.
+            shape = (blocks + 1, *self._block)
             try:
-                dtype = getattr(torch, self.dtype)
-                self._forward.pool = torch.zeros(shape, dtype=dtype, device=device)
+                place = self._device.torch
+                self._forward.pool = torch.zeros(shape, dtype=self._type, device=place)
             except torch.OutOfMemoryError as error:
                 size = blocks * self.block_bytes / GIB
                 raise CapacityError(
@@ -114,7 +130,7 @@ class CudaBackend:
 
     def to_host(self, hidden: Hidden) -> F32:
         """See `Backend`."""
-        rows = self._rows(hidden)
+        rows = self.head.rows(hidden)
         with self._device.use():
             values: F32 = rows.values.float().cpu().numpy()
             check_finite(rows.bad.cpu().numpy(), rows_finite(values), 0)
@@ -123,17 +139,17 @@ class CudaBackend:
     def logits(self, hidden: Hidden) -> F32:
         """See `Backend`."""
         with self._device.use():
-            return self.head.logits(self._rows(hidden))
+            return self.head.logits(self.head.rows(hidden))
 
     def next_tokens(self, hidden: Hidden, how: SampleBatch) -> Sampled:
         """See `Backend`."""
         with self._device.use():
-            return self._chooser.next_tokens(self._rows(hidden), how)
+            return self._chooser.next_tokens(self.head.rows(hidden), how)
 
     def score(self, hidden: Hidden, targets: I32, top_k: int) -> HeadScores:
         """See `Backend`."""
         with self._device.use():
-            return score(self.head, self._rows(hidden), targets, top_k)
+            return self._scorer.score(hidden, targets, top_k)
 
     def compare(
         self, hidden: Hidden, targets: I32, top_k: int, aligned: Backend, aligned_hidden: Hidden
@@ -145,17 +161,7 @@ class CudaBackend:
                 f"{aligned.name}; open both engines on the same device"
             )
         with self._device.use():
-            rows = self._rows(hidden), aligned._rows(aligned_hidden)
-            return compare((self.head, aligned.head), rows, targets, top_k)
-
-    def _rows(self, hidden: Hidden) -> Rows:
-        """Hidden states on the device, where they are or from the host."""
-        if isinstance(hidden, Rows):
-            return hidden
-        place = self._device.torch
-        values = torch.from_numpy(np.asarray(hidden, np.float32)).to(place)
-        bad = torch.full((len(values),), FINITE, dtype=torch.int32, device=place)
-        return Rows(values.to(getattr(torch, self.dtype)), bad)
+            return compare((self.head, aligned.head), (hidden, aligned_hidden), targets, top_k)
 
     def copy_block(self, source: int, target: int) -> None:
         """See `Backend`."""
@@ -176,9 +182,12 @@ class CudaBackend:
 
     def close(self) -> None:
         """See `Backend`. The backend cannot be used afterwards."""
-        del self._graphs, self._chooser, self._forward, self._weights, self.head
-        if not self._device.interpreted:
-            torch.cuda.empty_cache()
+        device = self._device
+        for name in ("_graphs", "_chooser", "_scorer", "_recorder", "_forward", "_weights", "head"):
+            self.__dict__.pop(name, None)
+        if not device.interpreted:
+            with suppress(DeviceError), device.use():  # a lost device has nothing left to free
+                torch.cuda.empty_cache()
 
 
 def _sources() -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .base import SampleBatch, Sampled
 from .cuda_forward import FINITE, Rows
-from .cuda_graph import Recorder, rounded, rounded_rows
+from .cuda_graph import Kept, Recorder, rounded, rounded_rows, rounded_top
 from .cuda_head import MOST_ROWS, Head, check_finite
 from .cuda_transfer import Results, pack, unpack
 
@@ -41,7 +41,7 @@ class Chooser:
 
     def __init__(self, head: Head, recorder: Recorder) -> None:
         self._head, self._recorder = head, recorder
-        self._recorded: dict[tuple[int, ...], Recorded] = {}
+        self._recorded: Kept[tuple[int, ...], Recorded] = Kept()
 
     def next_tokens(self, rows: Rows, how: SampleBatch) -> Sampled:
         """[M, C] -> one token a row."""
@@ -54,16 +54,17 @@ class Chooser:
     def _choose(self, rows: Rows, how: SampleBatch, first: int) -> Sampled:
         m, changed = len(rows), (len(how.penalty_ids), len(how.banned_ids))
         sizes = [rounded(count, LEAST_CHANGED) if count else 0 for count in changed]
-        key = (rounded_rows(m), *sizes, how.top_logprobs)
-        if key not in self._recorded:
-            self._recorded[key] = self._record(rows, *key)
-        one = self._recorded[key]
+        top_k = rounded_top(how.top_logprobs, self._head.vocab)
+        key = (rounded_rows(m), *sizes, top_k)
+        one = self._recorded.find(key, lambda: self._record(rows, *key))
         packed, _ = pack(sample_arrays(filled_up(one.how, how)), pinned=one.inputs.is_cuda)
         one.inputs.copy_(packed, non_blocking=True)
         one.rows.values[:m].copy_(rows.values)
         one.rows.bad[:m].copy_(rows.bad)
         one.replay()
         found = {name: array[:m] for name, array in one.results.fetch().items()}
+        for name in ("top_ids", "top_logprobs"):
+            found[name] = found[name][:, : how.top_logprobs]
         check_finite(found["bad"], (found["finite"] != 0) & (found["possible"] != 0), first)
         return Sampled(*(found[name] for name in Sampled._fields))
 
@@ -100,7 +101,7 @@ def _sample(
     head: Head, z: torch.Tensor, given: Mapping[str, torch.Tensor], out: dict[str, torch.Tensor]
 ) -> None:
     changed = len(given["penalty_ids"]) + len(given["banned_ids"])
-    scratch = torch.empty(changed, device=z.device)
+    scratch = torch.empty(changed, dtype=torch.float32, device=z.device)
     chosen = {"token_ids": out["token_ids"], "possible": out["possible"]}
     size = {"rows": len(z), "vocab": head.vocab, "stride": z.shape[1]}
     head.launch("sample", z=z, scratch=scratch, **given, **chosen, **size)
@@ -109,7 +110,7 @@ def _sample(
 def _rate(head: Head, z: torch.Tensor, out: dict[str, torch.Tensor], top_k: int) -> None:
     """Log-probability, rank and likeliest tokens of the raw model."""
     m, ids = len(z), out["token_ids"]
-    target = torch.empty(m, device=z.device)
+    target = torch.empty(m, dtype=torch.float32, device=z.device)
     stats, entries = head.statistics(m), head.entries(m, top_k)
     where = {"rows": m, "stride": z.shape[1], "vocab": head.vocab}
     where |= {"columns": head.vocab, "first": 0}

@@ -6,20 +6,22 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from ..errors import CapacityError, DeviceError
+from ..errors import CapacityError, DeviceError, ParameterError
 
 if TYPE_CHECKING:
     import torch
 
 OLDEST = 80  # bf16 on tensor cores, and asynchronous copies
 INTERPRETED = "cuda-interpreted"
+NATIVE = "urial_engine._cuda"
 # In what torch, Triton and our own kernels say when the driver reports an error.
+EXHAUSTED = ("out of memory", "ALLOC_FAILED", "cudaErrorMemoryAllocation")
 FAILURES = ("CUDA error", "CUDA driver error", "[CUDA]", "cudaError", "CUBLAS_STATUS")
 INSTALL = "pip install 'urial-engine[cuda]'"
 
@@ -51,20 +53,40 @@ class Device:
 
         current = nullcontext() if self.interpreted else torch.cuda.device(self.torch)
         try:
-            with current:
+            with current, whole_sums():
                 yield
-        except torch.OutOfMemoryError as error:
-            raise CapacityError(
-                f"{self.name}: out of memory; lower kv_cache_gib, max_batch or chunk, or end what "
-                f"else uses this GPU ({first_line(error)})"
-            ) from error
         except RuntimeError as error:
-            if not any(word in str(error) for word in FAILURES):
-                raise
-            raise DeviceError(
-                f"{self.name}: the device failed, and nothing more can be done with this engine; "
-                f"open another one ({first_line(error)})"
-            ) from error
+            said = str(error)
+            if isinstance(error, torch.OutOfMemoryError) or any(w in said for w in EXHAUSTED):
+                raise CapacityError(
+                    f"{self.name}: out of memory; lower kv_cache_gib, max_batch or chunk, take a "
+                    f"smaller model, or end what else uses this GPU ({first_line(error)})"
+                ) from error
+            if any(word in said for word in FAILURES):
+                raise DeviceError(
+                    f"{self.name}: the device failed, and nothing more can be done with this "
+                    f"engine; open another one ({first_line(error)})"
+                ) from error
+            raise
+
+
+@contextmanager
+def whole_sums() -> Iterator[None]:
+    """The library sums products of 16-bit matrices in fp32 to the end, also those it splits."""
+    import torch
+
+    matmul = torch.backends.cuda.matmul
+    before = (
+        matmul.allow_fp16_reduced_precision_reduction,
+        matmul.allow_bf16_reduced_precision_reduction,
+    )
+    matmul.allow_fp16_reduced_precision_reduction = False
+    matmul.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        matmul.allow_fp16_reduced_precision_reduction = before[0]
+        matmul.allow_bf16_reduced_precision_reduction = before[1]
 
 
 def open_device(name: str) -> Device:
@@ -72,27 +94,23 @@ def open_device(name: str) -> Device:
     to do."""
     if name == INTERPRETED:
         return _interpreted()
-    if why := why_not():
+    number = name.partition(":")[2]
+    if number and not number.isdigit():
+        raise ParameterError(f'device="{name}": a GPU has a number, such as "cuda:1"')
+    index = int(number) if number else None
+    if why := why_not(index):
         raise DeviceError(f'device="{name}": {why}')
     import torch
 
-    index = int(name.partition(":")[2] or torch.cuda.current_device())
-    if index >= torch.cuda.device_count():
-        raise DeviceError(f'device="{name}": there are {torch.cuda.device_count()} GPUs, from 0 on')
-    about = torch.cuda.get_device_properties(index)
+    place = torch.device("cuda", torch.cuda.current_device() if index is None else index)
+    about = torch.cuda.get_device_properties(place)
+    native = importlib.import_module(NATIVE)
     architecture = about.major * 10 + about.minor
-    if architecture < OLDEST:
-        raise DeviceError(
-            f'device="{name}": {about.name} has compute capability {about.major}.{about.minor}; '
-            f'{OLDEST / 10} or newer is needed; use device="cpu"'
-        )
-    place = torch.device("cuda", index)
-    native = importlib.import_module("urial_engine._cuda")
     return Device(place, about.name, architecture, about.multi_processor_count, native)
 
 
-def why_not() -> str | None:
-    """Why no GPU can be used here, and what to do; None where one can."""
+def why_not(index: int | None = None) -> str | None:
+    """Why no GPU (or not the one of this number) can be used, and what to do; None where it can."""
     try:
         # Before torch is imported, which takes longer than a small model needs to start on a CPU.
         ctypes.CDLL("libcuda.so.1")
@@ -108,13 +126,51 @@ def why_not() -> str | None:
     if not torch.cuda.is_available():
         built = f"torch {torch.__version__} (CUDA {torch.version.cuda})"
         return f"{built} finds no GPU, or the driver is older than that: update one of the two"
+    if index is not None and index >= torch.cuda.device_count():
+        return f"there are {torch.cuda.device_count()} GPUs, counted from 0"
     if triton.knobs.runtime.interpret:
         return "TRITON_INTERPRET is set: its kernels would run on the CPU; unset it"
+    return _why_not_ours(torch.cuda.current_device() if index is None else index)
+
+
+def _why_not_ours(index: int) -> str | None:
+    """What our own kernels lack for this GPU."""
+    import torch
+
+    about = torch.cuda.get_device_properties(index)
+    architecture = about.major * 10 + about.minor
+    if architecture < OLDEST:
+        return (
+            f"{about.name} has compute capability {about.major}.{about.minor}; {OLDEST / 10} or "
+            "newer is needed"
+        )
     try:
-        importlib.import_module("urial_engine._cuda")
+        native = importlib.import_module(NATIVE)
     except ImportError:
         return "this installation was built without nvcc; install it and build again"
+    if native.driver_version() // 1000 < native.runtime_version() // 1000:
+        return (
+            f"the driver is for CUDA {native.driver_version() // 1000}, and this installation was "
+            f"built with nvcc {native.runtime_version() // 1000}: update the driver, or build with "
+            "an older nvcc"
+        )
+    if not runs_on(architecture, native.ARCHITECTURES):
+        return (
+            f"{about.name} is sm_{architecture}, and this installation was built for "
+            f"{', '.join(native.ARCHITECTURES)}: build again with "
+            f"-DCMAKE_CUDA_ARCHITECTURES={architecture}"
+        )
     return None
+
+
+def runs_on(architecture: int, built: Sequence[str]) -> bool:
+    """Whether code for these, in CMake's words ("80-real", "120"), runs there: machine code within
+    a major version, and what is not "real" on everything newer as well."""
+    numbers = [(int(name.split("-")[0]), name.endswith("-real")) for name in built]
+    return any(
+        number <= architecture and (number // 10 == architecture // 10 or not real)
+        for number, real in numbers
+    )
 
 
 def _interpreted() -> Device:

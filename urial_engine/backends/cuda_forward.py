@@ -89,12 +89,10 @@ class Forward:
 
     def parts(self, slots: int) -> Parts:
         """Memory for as many partial results of attention."""
-        c = self._config
+        heads, device = self._config.num_heads, self._device.torch
+        sizes = self._config.head_dim, 2
         return Parts(
-            *(
-                torch.empty(slots, c.num_heads, size, device=self._device.torch)
-                for size in (c.head_dim, 2)
-            )
+            *(torch.empty(slots, heads, n, dtype=torch.float32, device=device) for n in sizes)
         )
 
     def run(self, step: Mapping[str, torch.Tensor], parts: Parts) -> Rows:

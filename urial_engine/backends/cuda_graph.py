@@ -24,7 +24,10 @@ from .cuda_transfer import pack, unpack
 
 MOST_ROWS = 128
 LEAST_BLOCKS = 16  # in a row of a block table
+MOST_GRAPHS = 64
 T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 def rounded_rows(rows: int) -> int:
@@ -37,12 +40,22 @@ def rounded(count: int, least: int) -> int:
     return max(1 << (count - 1).bit_length(), least)
 
 
+def rounded_top(top_k: int, vocab: int) -> int:
+    """How many of the likeliest tokens a graph looks for."""
+    return min(rounded(top_k, 1), vocab) if top_k else 0
+
+
 class Recorder:
-    """Records what is put on the device, in memory that all graphs share: one runs at a time."""
+    """Records what is put on the device, in memory that all its graphs share: one runs at a time,
+    and nothing that one leaves there is read after another has run."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self._memory: Any = None
+        # Not torch's own, which belongs to whichever device recorded first.
+        self._stream: torch.cuda.Stream | None = None
+        if not device.interpreted:
+            self._stream = torch.cuda.Stream(device.torch)  # type: ignore[no-untyped-call]
 
     def record(self, run: Callable[[], T]) -> Callable[[], T]:
         """A call that does again what `run` did, with what then stands where `run` read, and gives
@@ -51,16 +64,34 @@ class Recorder:
             return run
         run()  # kernels are compiled, libraries make their plans
         torch.cuda.synchronize(self.device.torch)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory):
-            out = run()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device.torch)
+        # Only this thread must not wait for the device meanwhile: another engine may be opening.
+        capture = torch.cuda.graph(
+            graph, self._memory, stream=self._stream, capture_error_mode="thread_local"
+        )
+        try:
+            with capture:
+                out = run()
+        finally:
+            torch.cuda.set_stream(current)  # a capture that fails leaves its own in place
         self._memory = graph.pool()
 
-        def replay() -> T:
+        def replay(_read_and_written: object = run) -> T:  # memory that a graph does not keep
             graph.replay()
             return out
 
         return replay
+
+
+class Kept(dict[K, V]):
+    """At most MOST_GRAPHS recordings; the one that was made first gives way."""
+
+    def find(self, key: K, make: Callable[[], V]) -> V:
+        if key not in self:
+            if len(self) == MOST_GRAPHS:
+                del self[next(iter(self))]
+            self[key] = make()
+        return self[key]
 
 
 @dataclass
@@ -77,7 +108,7 @@ class DecodeGraphs:
 
     def __init__(self, forward: Forward, recorder: Recorder) -> None:
         self._forward, self._recorder = forward, recorder
-        self._recorded: dict[tuple[int, int], Recorded] = {}
+        self._recorded: Kept[tuple[int, int], Recorded] = Kept()
         self._parts: Parts | None = None
 
     def run(self, step: Mapping[str, I32]) -> Rows | None:
@@ -86,12 +117,12 @@ class DecodeGraphs:
         if len(step["token_ids"]) != rows or rows > MOST_ROWS:
             return None
         key = rounded_rows(rows), rounded(blocks, LEAST_BLOCKS)
-        if key not in self._recorded:
-            self._recorded[key] = self._record(*key)
-        one = self._recorded[key]
+        one = self._recorded.find(key, lambda: self._record(*key))
         packed, _ = pack(self._fill(one.shapes, step), pinned=one.inputs.is_cuda)
         one.inputs.copy_(packed, non_blocking=True)
-        return one.replay()[:rows]
+        out = one.replay()
+        # Copies: who holds them may go on to use them when the graph has run again.
+        return Rows(out.values[:rows].clone(), out.bad[:rows].clone())
 
     def _record(self, rows: int, blocks: int) -> Recorded:
         shapes = self._shapes(rows, blocks)
@@ -107,7 +138,7 @@ class DecodeGraphs:
         return -(-blocks // self._forward.shape.split)
 
     def _parts_for(self, slots: int) -> Parts:
-        """Grown, never shrunk: the graphs that hold the smaller one go on with it."""
+        """Grown, never shrunk: graphs that were recorded with a smaller one keep that."""
         if self._parts is None or len(self._parts.values) < slots:
             self._parts = self._forward.parts(slots)
         return self._parts

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import NumericsError
 from ..kernels.matmul.triton_kernel import matmul
-from .base import F32, I32
+from .base import F32, I32, Hidden
 from .cuda_device import Device
 from .cuda_forward import FINITE, Rows
 
@@ -26,6 +26,15 @@ class Head:
     ) -> None:
         self.weight, self.vocab, self.device = weight, vocab, device
         self._invariant = invariant
+
+    def rows(self, hidden: Hidden) -> Rows:
+        """Hidden states on the device, where they are or from the host."""
+        if isinstance(hidden, Rows):
+            return hidden
+        place = self.device.torch
+        values = torch.from_numpy(np.ascontiguousarray(hidden, np.float32)).to(place)
+        bad = torch.full((len(values),), FINITE, dtype=torch.int32, device=place)
+        return Rows(values.to(self.weight.dtype), bad)
 
     def product(
         self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = None

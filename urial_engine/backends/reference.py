@@ -40,6 +40,7 @@ class ReferenceBackend:
             raise ParameterError(f'dtype="{dtype}": "reference" has "float64" and "float32"')
         self.dtype = dtype
         self.config = config = weights.config
+        self.max_top_k = config.vocab_size
         names = parameter_shapes(config, weights.tied)
         self._weights = {name: weights.read(name).astype(dtype) for name in names}
         weights.finish()
@@ -49,7 +50,7 @@ class ReferenceBackend:
         self.block_bytes = int(np.prod(self._block)) * np.dtype(dtype).itemsize
         self.allocate(0)
 
-    def cache_room(self) -> int:
+    def cache_room(self, max_batch: int, context: int, chunk: int) -> int:
         return available_memory() // 2
 
     def allocate(self, blocks: int) -> None:
