@@ -123,7 +123,7 @@ gpu-report: $(VENV)/.test
 	$(BIN)/python -m tools.gpu_report
 
 gpu-check: $(VENV)/.build $(VENV)/.test
-	$(BIN)/python -m benchmarks.gpu_check
+	$(BIN)/python -m benchmarks.gpu_check $(if $(MODEL),--model $(MODEL))
 
 clean:
 	rm -rf $(VENV) .peers build .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

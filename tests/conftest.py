@@ -17,11 +17,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run Triton's kernels and the CUDA backend on this machine's GPU, not interpreted",
     )
+    parser.addoption(
+        "--measured",
+        type=Path,
+        metavar="FILE",
+        help="keep in a JSON file what passed, and the errors of Triton's kernels beside the bound",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before anything imports triton, which looks at this once."""
     os.environ["TRITON_INTERPRET"] = "0" if config.getoption("--gpu") else "1"
+    if file := config.getoption("--measured"):
+        from tests.kernels.measured import watch  # torch with it
+
+        watch(config, file)
 
 
 @pytest.fixture(scope="session")

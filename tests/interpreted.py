@@ -15,6 +15,9 @@ from urial_engine.backends.cuda_device import INTERPRETED
 from urial_engine.engine import Engine
 
 DEVICE = "cuda" if GPU else INTERPRETED
+# A GPU multiplies each of them by other instructions; where products are torch's on a CPU, one says
+# all that can be said.
+DTYPES = ("float32", "float16", "bfloat16") if GPU else ("float32",)
 without_gpu = pytest.mark.skipif(GPU, reason="says what happens where there is no GPU")
 
 

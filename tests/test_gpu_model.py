@@ -14,14 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu_model, gpu_model_head, gpu_model_step
-from benchmarks.gpu_model_head import Scoring
-from benchmarks.gpu_model_kernels import Kernel, Product
-from benchmarks.gpu_model_machines import MACHINES, MEMORY, MODELS
-from benchmarks.gpu_model_step import Step, decoding, on, reading
+from benchmarks.gpu_model import __main__ as page
+from benchmarks.gpu_model.kernels import Kernel, Product
+from benchmarks.gpu_model.machines import MACHINES, MEMORY, MODELS
+from benchmarks.gpu_model.step import Step, decoding, on, reading, weight_bytes
 from tests.in_memory import CONFIG
 from tests.loads import counted, totals
-from urial_engine.backends import cuda_head, cuda_score
 from urial_engine.backends.base import Batch
 from urial_engine.backends.cuda_device import Device
 from urial_engine.backends.cuda_forward import Forward
@@ -158,28 +156,10 @@ def test_a_window_is_read_and_no_more() -> None:
 # The backend's own sizes
 
 
-def test_sizes_are_those_of_the_backend() -> None:
-    assert (gpu_model_head.ROWS, gpu_model_head.CHOSEN) == (cuda_score.ROWS, cuda_head.MOST_ROWS)
-    native = SimpleNamespace(
-        TILE=gpu_model_head.RANK_TILE,
-        STATS_BYTES=gpu_model_head.STATS_BYTES,
-        ENTRY_BYTES=gpu_model_head.ENTRY_BYTES,
-    )
-    source = (ROOT / "csrc" / "cuda" / "rank.h").read_text()
-    assert f"kTile = {native.TILE};" in source
-    meta = torch.device("meta")
-    device: Any = SimpleNamespace(native=native, torch=meta)
-    weight = torch.empty(128256, 4096, dtype=torch.bfloat16, device=meta)
-    head = cuda_head.Head(weight, 128256, device, invariant=False)
-    own = cuda_score.workspace_bytes(head, 8192, 10)
-    assert gpu_model_head.workspace_bytes(LARGE, 8192, top_k=10) == own
-    assert 2 * own <= 128e6  # of both heads that are compared
-
-
 @pytest.mark.parametrize("config", [WINDOWED, BIASED, UNGROUPED])
 def test_weights_are_as_large_as_the_backends(config: ModelConfig) -> None:
     made = device_weights(config, torch.float16).bytes
-    assert gpu_model_step.weight_bytes(config, tied=False) == made
+    assert weight_bytes(config, tied=False) == made
 
 
 def test_published_sizes() -> None:
@@ -188,7 +168,7 @@ def test_published_sizes() -> None:
     for name, config in MODELS.items():
         count = sum(int(np.prod(s)) for s in parameter_shapes(config, False).values())
         assert count / 1e9 == pytest.approx(billions[name], abs=0.005)
-        assert gpu_model_step.weight_bytes(config, tied=False) == pytest.approx(2 * count, rel=2e-3)
+        assert weight_bytes(config, tied=False) == pytest.approx(2 * count, rel=2e-3)
 
 
 # What the model says
@@ -198,7 +178,7 @@ def test_a_step_is_never_faster_than_its_weights() -> None:
     for machine in MACHINES:
         for config in MODELS.values():
             embedding = config.vocab_size * config.hidden_size * 2
-            read = gpu_model_step.weight_bytes(config, tied=False) - embedding
+            read = weight_bytes(config, tied=False) - embedding
             seconds = on(machine, config, decoding(1, 1011, 200, shared=True)).seconds(machine)
             assert read / machine.bandwidth < MEMORY * seconds
 
@@ -220,52 +200,28 @@ def test_a_shared_prefix_is_read_once() -> None:
     assert alone == (32 * 19 * block, together[1])
 
 
-def test_scoring_in_tiles_counts_what_the_matrix_would() -> None:
-    scoring = Scoring(8192, 128256, 4096)
-    products = [(k, n) for k, n in scoring.kernels(H100) if k.name == "product"]
-    whole = 2 * 8192 * 4096 * gpu_model_head.padded_vocabulary(128256)
-    gathered = 2 * 8192 * 4096 * 2048
-    assert sum(kernel.operations * times for kernel, times in products) == whole + gathered
-    assert scoring.logits == pytest.approx(4.2e9, rel=0.01)
-    looked = sum(
-        k.loads["z"].requested * n for k, n in scoring.kernels(H100) if k.name == "rank_tile"
-    )
-    assert looked == scoring.logits
-
-
-def test_break_even_is_where_both_take_as_long() -> None:
-    scoring = Scoring(8192, 128256, 4096)
-    for machine in MACHINES:
-        share, ours = scoring.break_even(machine), scoring.seconds(machine)
-        if share is None:  # the L2 does not give it its tiles any faster
-            assert scoring.fused_seconds(machine, 1e9) >= ours
-        else:
-            assert scoring.fused_seconds(machine, share) == pytest.approx(ours)
-            assert scoring.fused_seconds(machine, 0.99 * share) > ours
-
-
 # The page
 
 
 def test_the_page_holds_what_the_model_says() -> None:
     text = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
-    assert gpu_model.filled(text) == text, "run python -m benchmarks.gpu_model --into docs/gpu.md"
+    assert page.filled(text) == text, "run python -m benchmarks.gpu_model --into docs/gpu.md"
 
 
 def test_a_page_is_brought_up_to_date(tmp_path: Path) -> None:
-    text, page = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8"), tmp_path / "gpu.md"
-    page.write_text(text.replace("| memory |", "| magic |"), encoding="utf-8")
-    assert page.read_text(encoding="utf-8") != text
-    assert gpu_model.main(["--into", str(page)]) == 0
-    assert page.read_text(encoding="utf-8") == text
+    text, file = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8"), tmp_path / "gpu.md"
+    file.write_text(text.replace("| memory |", "| magic |"), encoding="utf-8")
+    assert file.read_text(encoding="utf-8") != text
+    assert page.main(["--into", str(file)]) == 0
+    assert file.read_text(encoding="utf-8") == text
 
 
 def test_the_tables_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert gpu_model.main([]) == 0
+    assert page.main([]) == 0
     printed = capsys.readouterr().out
-    assert all("\n".join(lines) in printed for lines in gpu_model.tables().values())
+    assert all("\n".join(lines) in printed for lines in page.tables().values())
 
 
 def test_a_page_without_a_table_is_refused() -> None:
     with pytest.raises(ValueError, match="no place for the table"):
-        gpu_model.filled("# Empty\n")
+        page.filled("# Empty\n")

@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tools import gpu_report, gpu_report_code, gpu_report_launches, gpu_report_rows
+from tools import gpu_report, gpu_report_code, gpu_report_launches, gpu_report_rows, nvcc
 from tools.gpu_report_code import Code
 from tools.gpu_report_rows import Kind, Row
 
@@ -119,15 +119,12 @@ template __global__ void local_kernel<true>(Arguments);
 
 
 def test_a_planted_fault_of_a_cuda_kernel_is_found(tmp_path: Path) -> None:
-    compiler = gpu_report_rows.nvcc()
-    if compiler is None:
-        pytest.skip("nvcc is neither in CUDA_HOME nor on PATH")
     source = tmp_path / "planted.cu"
     source.write_text(CUDA, encoding="utf-8")
     code = f"""
 from pathlib import Path
-from tools import gpu_report, gpu_report_rows
-rows = gpu_report_rows.cuda_rows(Path({str(compiler)!r}), [Path({str(source)!r})])
+from tools import gpu_report, gpu_report_rows, nvcc
+rows = gpu_report_rows.cuda_rows(nvcc.nvcc(), [Path({str(source)!r})])
 print(*gpu_report.violations(rows, {{row.key: 65 for row in rows}}), sep="\\n")
 """
     done = compiling("-c", code)
@@ -228,3 +225,22 @@ def test_what_the_system_keeps_of_shared_memory_is_counted_once() -> None:
     assert gpu_report_code.block_shared(Code(32, 8232, 0, {}), 0, 80) == 9256
     assert gpu_report_code.block_shared(Code(32, 9256, 0, {}), 0, 90) == 9256
     assert gpu_report_code.block_shared(Code(32, 0, 0, {}), 0, 90) == 1024
+
+
+def test_where_nvcc_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """CUDA_HOME, then PATH, then the package; without any it says what to install."""
+    found = nvcc.nvcc()
+    monkeypatch.setenv("PATH", str(found.parent))
+    (tmp_path / "bin").mkdir()
+    other = tmp_path / "bin" / "nvcc"
+    other.write_text("#!/bin/sh\n")
+    other.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert nvcc.nvcc() == other
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "nothing"))
+    assert nvcc.nvcc() == found
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert nvcc.nvcc().parts[-3:] == ("cu13", "bin", "nvcc")
+    monkeypatch.setattr(nvcc, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="pip install nvidia-cuda-nvcc"):
+        nvcc.nvcc()

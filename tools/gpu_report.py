@@ -20,7 +20,8 @@ import triton
 
 from .gpu_report_code import LIMITS
 from .gpu_report_launches import ARCHITECTURES, SHAPES
-from .gpu_report_rows import KINDS, ROOT, Row, cuda_rows, nvcc, triton_rows, worst
+from .gpu_report_rows import ROOT, Row, cuda_rows, triton_rows, worst
+from .nvcc import nvcc
 
 TABLE = ROOT / "tools" / "gpu_kernels.json"
 PAGE = ROOT / "docs" / "gpu-kernels.md"
@@ -36,9 +37,9 @@ again and compare. No GPU is needed, and nothing here is a time.
 
 Each Triton kernel is compiled as its wrapper launches it. The shapes: {shapes}.
 All of them in bf16; in fp16 all kernels of the first, and attention and rotation at every head
-size. fp32 is left out: its products are exact, so they use no tensor cores, and the tiles, chosen
-for 16 bits, spill there. A line stands for all specialisations of a variant (an argument that is 1,
-a multiple of 16, or neither) and gives the worst.
+size. fp32 is left out: it is for checks, without tensor cores and with a small tile, and not held
+to any of this. A line stands for all specialisations of a variant (an argument that is 1, a
+multiple of 16, or neither) and gives the worst.
 
 - **registers** of a thread (255 at most), **shared** memory of a block in KiB, with the one that
   the system keeps.
@@ -154,19 +155,12 @@ def write_table(rows: Sequence[Row], path: Path = TABLE) -> None:
 def report(update: bool) -> list[str]:
     """Compile everything; write what is wanted; every violation, a sentence each."""
     compiler = nvcc()
-    if compiler is None:
-        print("nvcc is neither in CUDA_HOME nor on PATH: the kernels of csrc/cuda are left out")
-        if update:
-            return ["--update needs nvcc: the table and the page have the kernels of csrc/cuda too"]
-    rows = [*triton_rows(), *(cuda_rows(compiler) if compiler else [])]
+    rows = [*triton_rows(), *cuda_rows(compiler)]
     text = page(rows, versions(compiler))
     if update:
         write_table(rows)
         PAGE.write_text(text, encoding="utf-8")
-    stated = read_table()
-    if compiler is None:
-        stated = {key: warps for key, warps in stated.items() if key[0] in KINDS}
-    found = list(violations(rows, stated))
+    found = list(violations(rows, read_table()))
     written = PAGE.read_text(encoding="utf-8")
     # Another compiler may use other registers, which is no fault as long as the gates hold.
     if versions(compiler) in written and written != text:
@@ -177,10 +171,8 @@ def report(update: bool) -> list[str]:
     return found
 
 
-def versions(compiler: Path | None) -> str:
+def versions(compiler: Path) -> str:
     """The line of the page that says what compiled all this."""
-    if compiler is None:
-        return f"Compiled by Triton {triton.__version__}."
     about = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True)
     version = re.search(r"V([\d.]+)", about.stdout)
     return f"Compiled by Triton {triton.__version__} and nvcc {version and version.group(1)}."

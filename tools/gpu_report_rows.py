@@ -5,9 +5,7 @@ out. Triton's kernels are compiled in two processes, those of csrc/cuda by nvcc.
 from __future__ import annotations
 
 import functools
-import os
 import re
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -21,10 +19,10 @@ from triton.backends.compiler import GPUTarget
 
 from .gpu_report_code import WARP, Code, block_shared, launch_bounds, read, resident_warps
 from .gpu_report_launches import ARCHITECTURES, Case, Launch, cases, launches
+from .nvcc import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "csrc"
-NVCC_OPTIONS = ("-cubin", "-O3", "-std=c++17", "-fmad=false", f"-I{SOURCES}")  # as CMakeLists.txt
 # Of csrc/cuda, those that read a row of logits once. (`sample_kernel` reads it several times, and
 # has many narrow loads on their way at once.)
 STREAMING = ("tile_kernel", "top_k_kernel")
@@ -199,14 +197,6 @@ def _in_processes(work: Callable[[Any], Any], tasks: Sequence[Any]) -> list[Any]
         return list(pool.map(work, tasks, chunksize=4))
 
 
-def nvcc() -> Path | None:
-    """From CUDA_HOME, else from PATH."""
-    home = os.environ.get("CUDA_HOME")
-    found = shutil.which("nvcc", path=f"{home}/bin") if home else None
-    found = found or shutil.which("nvcc")
-    return Path(found) if found else None
-
-
 def cuda_rows(compiler: Path, sources: Sequence[Path] = ()) -> list[Row]:
     """The kernels of these files, or of csrc/cuda. CalledProcessError where one cannot be
     compiled."""
@@ -221,13 +211,13 @@ def _compile_file(task: tuple[Path, Path, int]) -> list[Row]:
         cubin = Path(folder) / "out.cubin"
         command = [
             str(compiler),
-            *NVCC_OPTIONS,
+            *OPTIONS,
             f"-arch=sm_{architecture}",
             "-o",
             str(cubin),
             str(file),
         ]
-        subprocess.run(command, check=True, capture_output=True, text=True)
+        subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
         binary = cubin.read_bytes()
     rows, bounds = [], launch_bounds(binary)
     for symbol, code in read(binary).items():

@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # native: 4,000 was the aim. The sampler on the device, which it did not have, came to 170 lines,
 # the bindings of the CUDA kernels to 130.
 # gpu: the backend beside the CPU's, and Triton's kernels. It can be deleted with the core as it is.
-BUDGETS = {"core": 3600, "gpu": 1500, "oracle": 600, "thin": 1800, "native": 4150}  # code lines
+# That steps, choices and scores are recorded as graphs is 250 lines of it.
+BUDGETS = {"core": 3600, "gpu": 1650, "oracle": 600, "thin": 1800, "native": 4150}  # code lines
 GPU = ("urial_engine/backends/cuda", "kernels/attention/plan", "kernels/attention/tiles")
 # What judges the engine and is not needed to run it: the references, and single operations.
 ORACLE = ("kernels", "urial_engine/backends/reference.py")

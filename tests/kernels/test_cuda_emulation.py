@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tools import emulate
+from tools import emulate, nvcc
 
 from .emulated import I32, thread_order
 from .test_sample import plain
@@ -125,13 +124,12 @@ def test_the_kernels_under_sanitizers() -> None:
     assert " passed" in done.stdout
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 @pytest.mark.parametrize("source", ["rank", "sample"])
 def test_registers_are_enough(source: str, architecture: str) -> None:
     """nvcc compiles what the emulation has run, and no kernel spills."""
-    command = ["nvcc", "-std=c++17", "-O3", "-fmad=false", "-Icsrc", f"-arch={architecture}"]
-    command += ["-Werror", "all-warnings", "-Xptxas", "-v", "-cubin", "-o", "/dev/null"]
+    command = [str(nvcc.nvcc()), *nvcc.OPTIONS, f"-arch={architecture}", "-o", "/dev/null"]
+    command += ["-Werror", "all-warnings", "-Xptxas", "-v"]
     done = subprocess.run(
         [*command, f"csrc/cuda/{source}.cu"], cwd=ROOT, check=False, capture_output=True, text=True
     )

@@ -129,8 +129,8 @@ def random_sequences(case: Case) -> Sequences:
         spans,
         shared=min(first for first, _ in spans) // BLOCK if case.rng.random() < 0.7 else 0,
         kv_heads=case.size(most=2),
-        group=case.size(most=5),
-        head_dim=2 * case.size(8, 16, 32, most=40),
+        group=case.constant(most=5, few=(1, 3)),
+        head_dim=2 * case.constant(8, 16, 32, most=40, few=(8, 17, 40)),
         window=case.size(1, 64, 128, most=200) if case.rng.random() < 0.4 else 0,
     )
 

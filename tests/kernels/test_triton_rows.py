@@ -90,7 +90,8 @@ def test_gated_activation(part: range) -> None:
 def test_rotation_and_what_it_writes(part: range) -> None:
     for case in map(Case, part):
         kv_heads, group, rows = case.size(most=3), case.size(most=5), case.size(most=4)
-        half, heads = case.size(8, 16, 32, most=40), kv_heads * group
+        half = case.constant(8, 16, 32, most=40, few=(1, 8, 17, 32, 40))
+        heads = kv_heads * group
         qkv = case.normal(rows, (heads + 2 * kv_heads) * 2 * half)
         positions = put(case.rng.integers(0, 50, size=rows)).int()
         angle = case.rng.uniform(-7, 7, size=(50, half)).astype(np.float32)

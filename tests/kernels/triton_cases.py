@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -29,9 +29,11 @@ class Case:
     """One random case: its numbers come from its own index alone."""
 
     index: int
+    latest: ClassVar[Case | None] = None  # the one that a test is at, for `measured`
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng([7, self.index])
+        Case.latest = self
 
     @property
     def dtype(self) -> torch.dtype:
@@ -42,6 +44,11 @@ class Case:
         if near and self.rng.random() < 0.5:
             return max(int(self.rng.choice(near)) + int(self.rng.integers(-1, 2)), 1)
         return int(self.rng.integers(1, most + 1))
+
+    def constant(self, *near: int, most: int, few: tuple[int, ...]) -> int:
+        """A size that kernels are compiled for: any where they are interpreted; on a GPU, where
+        every new one takes up to a second, one of `few`."""
+        return self.size(*near, most=most) if INTERPRETED else int(self.rng.choice(few))
 
     def normal(self, *shape: int, scale: float = 1.0) -> torch.Tensor:
         """Of this dtype. Now and then a row repeats another, and one element is large."""

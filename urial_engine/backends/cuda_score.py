@@ -26,10 +26,10 @@ from .cuda_forward import FINITE, Rows
 from .cuda_graph import Kept, Recorder, rounded_rows, rounded_top
 from .cuda_head import MOST_ROWS, Head, check_finite
 from .cuda_transfer import Results, upload
-from .cuda_weights import HEAD_TILE
 
 ROWS = 2048  # scored together
-FEW = 512  # up to so many take tiles of half the width: what a target gathers is half as much
+TILE = 2048  # columns
+FEW = 512  # up to so many rows take tiles of about a thirtieth of the vocabulary
 Scored = tuple[NDArray[Any], ...]  # the arrays of HeadScores, then KL to the other head
 
 
@@ -52,9 +52,8 @@ class Scorer:
     def _block(self, rows: Rows, targets: I32, top_k: int, first: int) -> Scored:
         """Up to ROWS of them: the arrays of HeadScores."""
         m = len(rows)
-        key = rounded_rows(m) if m <= MOST_ROWS else -(-m // MOST_ROWS) * MOST_ROWS
-        most = rounded_top(top_k, self._head.vocab)
-        one = self._recorded.find((key, most), lambda: self._record(key, most))
+        key = rounded_block(m), rounded_top(top_k, self._head.vocab)
+        one = self._recorded.find(key, lambda: self._record(*key))
         side = one.side
         given = upload({"targets": targets}, self._head.device.torch)["targets"]
         side.rows.values[:m].copy_(rows.values)
@@ -106,20 +105,29 @@ def compare(
 
 
 def workspace_bytes(head: Head, rows: int, top_k: int) -> int:
-    """What scoring so many rows by one head takes on the device, beside the rows themselves."""
-    m = min(rows, ROWS)
-    tile, whole = _tile_columns(head, m), len(head.weight)
-    gathered = tile * int(head.weight.shape[1]) * head.weight.element_size()
+    """What scoring so many rows by one head takes on the device, a graph's own copy of the rows
+    included."""
+    m, top_k = rounded_block(min(rows, ROWS)), rounded_top(top_k, head.vocab)
+    whole = len(head.weight)
+    tile = tile_columns(m, whole)
     side = head.statistics(0).shape[1] + head.entries(0, top_k).shape[1]
-    own = m * (4 * tile + int(side) + 4 * (9 + 2 * top_k))
-    return own + gathered if tile < whole else own
+    hidden = int(head.weight.shape[1]) * head.weight.element_size()
+    own = m * (4 * tile + int(side) + 4 * (9 + 2 * top_k) + hidden)
+    return own + tile * hidden if tile < whole else own
 
 
-def _tile_columns(head: Head, rows: int) -> int:
-    """How much of the vocabulary is one product."""
+def rounded_block(rows: int) -> int:
+    """How many rows a graph has for so many."""
+    return rounded_rows(rows) if rows <= MOST_ROWS else -(-rows // MOST_ROWS) * MOST_ROWS
+
+
+def tile_columns(rows: int, padded: int) -> int:
+    """How much of a vocabulary, padded to whole tiles, is one product: all of it for few rows. For
+    some more, launches are what wide tiles save, and the head's rows that targets gather what they
+    cost."""
     if rows <= MOST_ROWS:
-        return len(head.weight)
-    return HEAD_TILE // 2 if rows <= FEW else HEAD_TILE
+        return padded
+    return 1024 << min(padded // 60000, 2) if rows <= FEW else TILE
 
 
 @dataclass
@@ -163,7 +171,7 @@ def _side(head: Head, rows: Rows, targets: torch.Tensor, top_k: int) -> Side:
 
 def _space(side: Side) -> Space:
     m, head = len(side.rows), side.head
-    columns = _tile_columns(head, m)
+    columns = tile_columns(m, len(head.weight))
     z = torch.empty(m, columns, dtype=torch.float32, device=head.device.torch)
     return Space(z, head.statistics(m), head.entries(m, side.top_k))
 

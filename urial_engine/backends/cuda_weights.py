@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from ..weights import Weights
 
-# Columns of the vocabulary that are one matrix product of the head.
-HEAD_TILE = 2048
+# The head has whole tiles of as many columns as are ever one product of it.
+HEAD_TILE = 4096
 
 
 class Linear(NamedTuple):

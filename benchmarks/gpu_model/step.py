@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks import gpu_model_kernels as k
-from benchmarks.gpu_model_head import choose, padded_vocabulary, workspace_bytes
-from benchmarks.gpu_model_machines import COPIES, COPY, Machine
+from benchmarks.gpu_model import kernels as k
+from benchmarks.gpu_model.head import Scoring, choose, padded_vocabulary
+from benchmarks.gpu_model.machines import COPIES, COPY, Machine
 from urial_engine.backends.base import Batch
 from urial_engine.config import ModelConfig
 from urial_engine.kernels.attention.plan import I32, Plan, Shape, plan
@@ -158,7 +158,8 @@ class Step:
         m = self.model
         parts = self.plan().slots * m.num_heads * (m.head_dim + 2) * k.F32
         logits = len(self.batch.block_tables) * padded_vocabulary(m.vocab_size) * k.F32
-        return parts + max(logits, workspace_bytes(m, SCORED, top_k=10))
+        scored = Scoring(SCORED, m.vocab_size, m.hidden_size)
+        return parts + max(logits, scored.workspace_bytes())
 
     def bytes(self) -> int:
         """All that must fit on the machine."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from benchmarks.gpu_model_machines import LAUNCH, MACHINES, MEMORY, MODELS, Machine
-from benchmarks.gpu_model_step import Step, decoding, on, reading, token_bytes, weight_bytes
+from benchmarks.gpu_model.machines import LAUNCH, MACHINES, MEMORY, MODELS, Machine
+from benchmarks.gpu_model.step import Step, decoding, on, reading, token_bytes, weight_bytes
 from benchmarks.race_report import table
 from urial_engine.config import ModelConfig
 

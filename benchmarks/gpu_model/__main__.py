@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import gpu_model_head_tables as of_the_head
-from benchmarks import gpu_model_tables as of_steps
+from benchmarks.gpu_model import head_tables as of_the_head
+from benchmarks.gpu_model import tables as of_steps
 
 MARKS = "<!-- {} -->\n", "\n<!-- end -->"
 
@@ -29,10 +29,13 @@ def tables() -> dict[str, list[str]]:
         "sharing": of_steps.sharing(),
         "invariant": of_steps.invariant(),
         "rank": of_the_head.rank(),
+        "floor": of_the_head.floor(),
         "torch": of_the_head.torch(),
         "fused": of_the_head.fused(),
         "verdict": of_the_head.verdict(),
-        "few": of_the_head.few(),
+        "models": of_the_head.models(),
+        "lost": of_the_head.lost(),
+        "widths": of_the_head.widths(),
     }
 
 

@@ -1,7 +1,7 @@
 """What the model of the GPU's speed takes for granted: nothing goes in; machines, models and
 assumed shares come out.
 
-Bytes and operations are counted (`gpu_model_kernels.py`); what stands here is not. Figures of a
+Bytes and operations are counted (`kernels.py`); what stands here is not. Figures of a
 data sheet are the machine's limits, and a share of one is what a good kernel is assumed to reach.
 """
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.gpu_model_machines import LAUNCH, LIBRARY, MEMORY, SCORE, TRITON, Machine
+from benchmarks.gpu_model.machines import LAUNCH, LIBRARY, MEMORY, SCORE, TRITON, Machine
 from urial_engine.kernels.attention.plan import I32, Plan
 
 BLOCK = 64  # tokens

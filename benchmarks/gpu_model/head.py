@@ -7,17 +7,30 @@ Letters: M rows, C hidden, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import log
 from typing import NamedTuple
 
-from benchmarks.gpu_model_kernels import BF16, F32, I32_BYTES, Kernel, Moved, Product, once
-from benchmarks.gpu_model_machines import BY_HAND, HOST, LAUNCH, LIBRARY, LOGIT, MEMORY, Machine
+from benchmarks.gpu_model.kernels import BF16, F32, I32_BYTES, Kernel, Moved, Product, once
+from benchmarks.gpu_model.machines import (
+    BY_HAND,
+    COPY,
+    HOST,
+    LAUNCH,
+    LIBRARY,
+    LOGIT,
+    MEMORY,
+    Machine,
+)
 from urial_engine.backends.cuda_weights import HEAD_TILE
 from urial_engine.config import ModelConfig
 
 ROWS, CHOSEN = 2048, 128  # scored together, and chosen for together
+TILE = 2048  # columns
+FEW = 512  # up to so many rows take tiles of about a thirtieth of the vocabulary
 RANK_TILE = 1024  # columns that leave one statistic
 STATS_BYTES, ENTRY_BYTES = 28, 8
+TORCH_LAUNCHES = 10  # some of its operations are two kernels
 RESULTS = 9  # numbers of 4 bytes for each scored row, without its top tokens
 FUSED_TILE = 128, 256  # rows and columns: the most whose fp32 sums the registers hold
 IN_L2 = 0.5  # of the L2: a buffer of at most that is still there when the next kernel reads it
@@ -32,12 +45,19 @@ def statistics(vocab: int) -> int:
     return -(-vocab // RANK_TILE)
 
 
-def workspace_bytes(model: ModelConfig, rows: int, *, top_k: int) -> int:
-    """What scoring by one head takes beside the rows, as the backend accounts for it itself."""
-    gathered, m = HEAD_TILE * model.hidden_size * BF16, min(rows, ROWS)
-    stats = statistics(model.vocab_size) * STATS_BYTES
-    row = F32 * HEAD_TILE + stats + top_k * ENTRY_BYTES + 4 * (RESULTS + 2 * top_k)
-    return gathered + m * row
+def rounded_up(rows: int) -> int:
+    """How many a graph has for so many that are scored."""
+    if rows <= 8:
+        return int(1 << (rows - 1).bit_length())
+    step = 8 if rows <= CHOSEN else CHOSEN
+    return -(-rows // step) * step
+
+
+def tile_columns(rows: int, vocab: int) -> int:
+    """How much of the vocabulary is one product."""
+    if rows <= CHOSEN:
+        return padded_vocabulary(vocab)
+    return 1024 << min(padded_vocabulary(vocab) // 60000, 2) if rows <= FEW else TILE
 
 
 def rank_tile(rows: int, columns: int, *, in_l2: bool) -> Kernel:
@@ -82,6 +102,7 @@ class Scoring(NamedTuple):
     vocab: int
     hidden: int
     top_k: int = 10
+    width: int | None = None  # of a tile; None: the backend's own
 
     @property
     def logits(self) -> int:
@@ -92,30 +113,69 @@ class Scoring(NamedTuple):
     def operations(self) -> int:
         return 2 * self.rows * self.vocab * self.hidden
 
+    def tile(self, rows: int) -> int:
+        return self.width or tile_columns(rows, self.vocab)
+
+    def whole(self, rows: int) -> bool:
+        """Whether a target's logit is among those of the only tile."""
+        return self.tile(rows) >= padded_vocabulary(self.vocab)
+
+    def workspace_bytes(self) -> int:
+        """What it takes, a graph's own rows included, as the backend accounts for it itself."""
+        m, top_k = rounded_up(min(self.rows, ROWS)), self.graph_top_k
+        gathered = 0 if self.whole(m) else self.tile(m) * self.hidden * BF16
+        stats = statistics(self.vocab) * STATS_BYTES
+        row = F32 * self.tile(m) + stats + top_k * ENTRY_BYTES + self.hidden * BF16
+        return gathered + m * (row + 4 * (RESULTS + 2 * top_k))
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """The rows of a graph, and how often it is replayed."""
+        whole, rest = divmod(self.rows, ROWS)
+        if whole:
+            yield ROWS, whole
+        if rest:
+            yield rounded_up(rest), 1
+
     def kernels(self, machine: Machine) -> Iterator[tuple[Kernel, int]]:
         """Each kernel of our own way, and how often it runs."""
-        whole, rest = divmod(self.rows, ROWS)
-        for m, times in ((ROWS, whole), (rest, 1)):
-            if m and times:
-                yield from ((kernel, times * n) for kernel, n in self._block(m, machine))
+        for m, times in self.blocks():
+            yield from ((kernel, times * n) for kernel, n in self._block(m, machine))
 
     def _block(self, m: int, machine: Machine) -> Iterator[tuple[Kernel, int]]:
-        product = Product(m, HEAD_TILE, self.hidden, BF16, F32).by_library()
-        in_l2 = m * HEAD_TILE * F32 <= IN_L2 * machine.l2
-        row = once(HEAD_TILE * self.hidden * BF16)
-        yield Kernel("gather", {"weight": row}, {"rows": row}, launches=3), 1
-        yield product, 1 + padded_vocabulary(self.vocab) // HEAD_TILE
+        width = self.tile(m)
+        yield Kernel("reset", {"bad": once(m * I32_BYTES)}, {"results": once(m * I32_BYTES)}), 2
+        if not self.whole(m):
+            row = once(width * self.hidden * BF16)
+            yield Kernel("gather", {"weight": row}, {"rows": row}, launches=2), 1
+            yield self._product(m, machine, first=True), 1
         yield Kernel("take_logits", {"z": once(m * F32)}, {"out": once(m * F32)}), 1
-        for columns, times in ((HEAD_TILE, self.vocab // HEAD_TILE), (self.vocab % HEAD_TILE, 1)):
+        in_l2 = m * width * F32 <= IN_L2 * machine.l2
+        yield self._product(m, machine, first=self.whole(m)), -(-self.vocab // width)
+        for columns, times in ((width, self.vocab // width), (self.vocab % width, 1)):
             if columns and times:
                 yield rank_tile(m, columns, in_l2=in_l2), times
                 yield self._top_k(m, columns, in_l2=in_l2), times
-        yield finish(m, self.vocab, self.top_k), 1
+        yield finish(m, self.vocab, self.graph_top_k), 1
+
+    @property
+    def graph_top_k(self) -> int:
+        """A power of two."""
+        return int(1 << (self.top_k - 1).bit_length()) if self.top_k else 0
+
+    def _product(self, m: int, machine: Machine, *, first: bool) -> Kernel:
+        """Every tile has the same rows, and its logits take the place of those before: where both
+        fit half of the L2, they stay there, and only the head's own rows come from memory."""
+        kernel = Product(m, self.tile(m), self.hidden, BF16, F32).by_library()
+        x, z = kernel.loads["x"].requested, kernel.stores["out"].requested
+        if first or x + z > IN_L2 * machine.l2:
+            return kernel
+        loads = {**kernel.loads, "x": Moved(x, 0)}
+        return replace(kernel, loads=loads, stores={"out": Moved(z, 0)})
 
     def _top_k(self, m: int, columns: int, *, in_l2: bool) -> Kernel:
         """A tile is read where its largest logit enters the list: of logits in no order, the t-th
         does so with a probability of k / t."""
-        tiles, k = statistics(self.vocab), self.top_k
+        tiles, k = statistics(self.vocab), self.graph_top_k
         visited = min(k * (1 + log(max(tiles / k, 1))) / tiles, 1.0) if k else 0.0
         size = int(m * columns * F32 * visited)
         loads = {"z": Moved(size, 0 if in_l2 else size)}
@@ -123,21 +183,19 @@ class Scoring(NamedTuple):
         return Kernel("top_k_tile", loads, {"entries": once(m * k * ENTRY_BYTES)})
 
     def seconds(self, machine: Machine) -> float:
-        """Scoring is in no graph, so the host may be what it waits for."""
+        """Between two replays the device waits for the host: the results come back before the next
+        rows, their marks and their targets are put where the graph reads them."""
         device = sum(kernel.seconds(machine) * count for kernel, count in self.kernels(machine))
-        return max(device, self.launches(machine) * HOST)
+        return device + sum(self._between(m, machine) * times for m, times in self.blocks())
+
+    def _between(self, m: int, machine: Machine) -> float:
+        rows = once(m * self.hidden * BF16)
+        filled = Kernel("fill", {"rows": rows}, {"values": rows}, launches=3)
+        return max(filled.seconds(machine), filled.launches * HOST) + HOST + 2 * COPY
 
     def launches(self, machine: Machine) -> int:
+        """Of the graphs."""
         return sum(kernel.launches * count for kernel, count in self.kernels(machine))
-
-    def at_once_seconds(self, machine: Machine) -> float:
-        """As a token is chosen: one product for the whole vocabulary. For few rows."""
-        m = self.rows
-        product = Product(m, padded_vocabulary(self.vocab), self.hidden, BF16, F32)
-        in_l2 = self.logits <= IN_L2 * machine.l2
-        kernels = [product.by_library(), rank_tile(m, self.vocab, in_l2=in_l2)]
-        kernels += [self._top_k(m, self.vocab, in_l2=in_l2), finish(m, self.vocab, self.top_k)]
-        return max(sum(kernel.seconds(machine) for kernel in kernels), len(kernels) * HOST)
 
     # One kernel in which no logit leaves the chip
 
@@ -155,8 +213,9 @@ class Scoring(NamedTuple):
         return max(moved / (machine.bandwidth * MEMORY), again / machine.l2_bandwidth)
 
     def _looking(self, machine: Machine) -> float:
-        """The instructions, and the launches: the merge is a second kernel."""
-        return LOGIT * self.rows * self.vocab / (machine.vector / 2) + 2 * LAUNCH
+        """The instructions, and what stands around them: the merge is a second kernel, targets go
+        over, results come back."""
+        return LOGIT * self.rows * self.vocab / (machine.vector / 2) + 2 * LAUNCH + 2 * COPY
 
     def break_even(self, machine: Machine) -> float | None:
         """The share of the library's rate from which on it is faster than ours. None: never."""
@@ -184,7 +243,7 @@ class Scoring(NamedTuple):
         """The product at the library's rate, and everything else at the memory's."""
         product = Product(self.rows, self.vocab, self.hidden, BF16, F32).by_library()
         moved = sum(reads + writes for _, reads, writes in self.torch_passes()[1:]) * self.logits
-        launches = 10 * LAUNCH  # some of them are two kernels
+        launches = TORCH_LAUNCHES * LAUNCH
         return product.seconds(machine) + moved / (machine.bandwidth * MEMORY) + launches
 
     def torch_bytes(self) -> int:
