@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -216,9 +217,11 @@ def test_a_recording_keeps_what_it_reads_and_no_more_are_kept_than_that(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A graph does not keep the memory that was there before it: who records has to."""
-    fakes = {"graph": Capture, "synchronize": lambda device: None, "set_stream": lambda s: None}
+    fakes: dict[str, Any] = {"graph": Capture, "set_stream": lambda stream: None}
     fakes |= {"CUDAGraph": lambda: SimpleNamespace(replay=lambda: None, pool=lambda: 1)}
-    fakes |= {"Stream": lambda device: None, "current_stream": lambda device: None}
+    stream = SimpleNamespace(wait_stream=lambda other: None, synchronize=lambda: None)
+    fakes |= {"Stream": lambda device: stream, "current_stream": lambda device: stream}
+    fakes |= {"stream": lambda stream: nullcontext()}
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     device: Any = SimpleNamespace(interpreted=False, torch=torch.device("cpu"))
@@ -230,8 +233,28 @@ def test_a_recording_keeps_what_it_reads_and_no_more_are_kept_than_that(
     del memory, tensor
     gc.collect()
     assert [i for i, ref in enumerate(alive) if ref() is None] == [0], "the first gave way"
-    assert Capture.made == MOST_GRAPHS + 1
-    assert kept.find(5, lambda: None)() is alive[5]()
+    assert Capture.made == MOST_GRAPHS + 2, "and one that stays for their common memory"
+    assert kept.find(1, lambda: None)() is alive[1]()
+    kept.find(-1, lambda: None)
+    gc.collect()
+    assert alive[1]() is not None and alive[2]() is None, "who was used lately stays"
+
+
+def test_closing_frees_the_weights_and_the_cache_at_once(open_cuda: Open) -> None:
+    """Not when Python gets round to collecting a circle: the next engine needs the room."""
+    engine = open_cuda()
+    engine.generate(PROMPTS[:2], EVERYTHING[1])
+    engine.score("why", " so")
+    backend: Any = engine.backend
+    held = [backend._forward.pool, backend.head.weight, backend._weights.layers[0].o.weight]
+    alive = [weakref.ref(tensor) for tensor in held]
+    del held
+    gc.disable()
+    try:
+        engine.close()
+        assert [ref() for ref in alive] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_hidden_states_outlive_the_next_step(open_cuda: Open) -> None:

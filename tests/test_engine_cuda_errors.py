@@ -197,6 +197,9 @@ def test_why_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
         (80, ["86-real", "90"], False),
         (121, ["80-real", "120"], True),
         (89, ["80"], True),
+        (90, ["90a-real"], True),
+        (75, ["80"], False),
+        (100, ["native"], True),
     ],
 )
 def test_which_architectures_run(architecture: int, built: list[str], runs: bool) -> None:

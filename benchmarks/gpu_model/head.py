@@ -125,8 +125,9 @@ class Scoring(NamedTuple):
         m, top_k = rounded_up(min(self.rows, ROWS)), self.graph_top_k
         gathered = 0 if self.whole(m) else self.tile(m) * self.hidden * BF16
         stats = statistics(self.vocab) * STATS_BYTES
-        row = F32 * self.tile(m) + stats + top_k * ENTRY_BYTES + self.hidden * BF16
-        return gathered + m * (row + 4 * (RESULTS + 2 * top_k))
+        row = F32 * self.tile(m) + stats + top_k * ENTRY_BYTES
+        own = max(1 << (m - 1).bit_length(), 256) * self.hidden * BF16  # where graphs find them
+        return own + gathered + m * (row + 4 * (RESULTS + 2 * top_k))
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """The rows of a graph, and how often it is replayed."""

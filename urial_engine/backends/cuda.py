@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from .. import kernels
-from ..errors import CapacityError, ConfigError, DeviceError, ParameterError
+from ..errors import CapacityError, ConfigError, ParameterError, UrialError
 from .base import F32, I32, Backend, Batch, HeadComparison, HeadScores, Hidden, SampleBatch, Sampled
 from .cuda_choose import Chooser
 from .cuda_device import Device
 from .cuda_forward import BLOCK_SIZE, Forward, Rows
-from .cuda_graph import MOST_ROWS, DecodeGraphs, Recorder, rounded_rows
+from .cuda_graph import CAPTURE, MOST_ROWS, DecodeGraphs, Recorder, rounded_rows
 from .cuda_head import Head, check_finite, rows_finite
 from .cuda_score import Scorer, compare
 from .cuda_transfer import upload
@@ -130,8 +130,8 @@ class CudaBackend:
 
     def to_host(self, hidden: Hidden) -> F32:
         """See `Backend`."""
-        rows = self.head.rows(hidden)
         with self._device.use():
+            rows = self.head.rows(hidden)
             values: F32 = rows.values.float().cpu().numpy()
             check_finite(rows.bad.cpu().numpy(), rows_finite(values), 0)
         return values
@@ -186,7 +186,8 @@ class CudaBackend:
         for name in ("_graphs", "_chooser", "_scorer", "_recorder", "_forward", "_weights", "head"):
             self.__dict__.pop(name, None)
         if not device.interpreted:
-            with suppress(DeviceError), device.use():  # a lost device has nothing left to free
+            # A lost device has nothing left to free.
+            with suppress(UrialError, RuntimeError), device.use(), CAPTURE:
                 torch.cuda.empty_cache()
 
 

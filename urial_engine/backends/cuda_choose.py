@@ -88,11 +88,13 @@ class Chooser:
         inputs = packed.to(place)
         given = unpack(inputs, arrays, starts)
 
+        head = self._head
+
         def run() -> None:
-            z = self._head.product(rows.values, self._head.weight)  # [M, V rounded up]
+            z = head.product(rows.values, head.weight)  # [M, V rounded up]
             results.on_device["bad"].copy_(rows.bad)
-            _sample(self._head, z, given, results.on_device)
-            _rate(self._head, z, results.on_device, top_k)
+            _sample(head, z, given, results.on_device)
+            _rate(head, z, results.on_device, top_k)
 
         return Recorded(how, inputs, rows, results, self._recorder.record(run))
 

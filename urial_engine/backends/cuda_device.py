@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Device:
 
         current = nullcontext() if self.interpreted else torch.cuda.device(self.torch)
         try:
-            with current, whole_sums():
+            with current:
                 yield
         except RuntimeError as error:
             said = str(error)
@@ -70,25 +71,6 @@ class Device:
             raise
 
 
-@contextmanager
-def whole_sums() -> Iterator[None]:
-    """The library sums products of 16-bit matrices in fp32 to the end, also those it splits."""
-    import torch
-
-    matmul = torch.backends.cuda.matmul
-    before = (
-        matmul.allow_fp16_reduced_precision_reduction,
-        matmul.allow_bf16_reduced_precision_reduction,
-    )
-    matmul.allow_fp16_reduced_precision_reduction = False
-    matmul.allow_bf16_reduced_precision_reduction = False
-    try:
-        yield
-    finally:
-        matmul.allow_fp16_reduced_precision_reduction = before[0]
-        matmul.allow_bf16_reduced_precision_reduction = before[1]
-
-
 def open_device(name: str) -> Device:
     """`name` is "cuda", "cuda:1" or "cuda-interpreted". DeviceError says what is missing, and what
     to do."""
@@ -102,6 +84,10 @@ def open_device(name: str) -> Device:
         raise DeviceError(f'device="{name}": {why}')
     import torch
 
+    # The library sums products of 16-bit matrices in fp32 to the end, also those that it splits. It
+    # is a setting of the process: two threads could not each have their own.
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     place = torch.device("cuda", torch.cuda.current_device() if index is None else index)
     about = torch.cuda.get_device_properties(place)
     native = importlib.import_module(NATIVE)
@@ -165,12 +151,16 @@ def _why_not_ours(index: int) -> str | None:
 
 def runs_on(architecture: int, built: Sequence[str]) -> bool:
     """Whether code for these, in CMake's words ("80-real", "120"), runs there: machine code within
-    a major version, and what is not "real" on everything newer as well."""
-    numbers = [(int(name.split("-")[0]), name.endswith("-real")) for name in built]
-    return any(
-        number <= architecture and (number // 10 == architecture // 10 or not real)
-        for number, real in numbers
-    )
+    a major version, and what is not "real" on everything newer as well. Words that are not numbers
+    ("native", "90a-real") are taken for a choice that was made for this machine."""
+    for name in built:
+        number = re.fullmatch(r"(\d+)(-real|-virtual)?", name)
+        if number is None:
+            return True
+        oldest, newer_too = int(number[1]), number[2] != "-real"
+        if oldest <= architecture and (newer_too or oldest // 10 == architecture // 10):
+            return True
+    return False
 
 
 def _interpreted() -> Device:

@@ -9,8 +9,10 @@ their own.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,6 +27,7 @@ from .cuda_transfer import pack, unpack
 MOST_ROWS = 128
 LEAST_BLOCKS = 16  # in a row of a block table
 MOST_GRAPHS = 64
+CAPTURE = threading.Lock()  # only one capture at a time, in all of the process
 T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
@@ -51,46 +54,62 @@ class Recorder:
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self._memory: Any = None
-        # Not torch's own, which belongs to whichever device recorded first.
-        self._stream: torch.cuda.Stream | None = None
-        if not device.interpreted:
-            self._stream = torch.cuda.Stream(device.torch)  # type: ignore[no-untyped-call]
+        # A stream of its own: torch's belongs to whichever device recorded first. And a graph that
+        # stays, because the memory goes with the last one.
+        self._stream: Any = None
+        self._anchor: Any = None
 
     def record(self, run: Callable[[], T]) -> Callable[[], T]:
         """A call that does again what `run` did, with what then stands where `run` read, and gives
-        what `run` gave. Interpreted, it is `run` itself."""
+        what `run` gave. Interpreted, it is `run` itself.
+
+        It keeps `run`, and with it the memory that was there before: a graph does not. So `run`
+        must not lead to who keeps the recording.
+        """
         if self.device.interpreted:
             return run
-        run()  # kernels are compiled, libraries make their plans
-        torch.cuda.synchronize(self.device.torch)
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device.torch)
-        # Only this thread must not wait for the device meanwhile: another engine may be opening.
-        capture = torch.cuda.graph(
-            graph, self._memory, stream=self._stream, capture_error_mode="thread_local"
-        )
-        try:
-            with capture:
-                out = run()
-        finally:
-            torch.cuda.set_stream(current)  # a capture that fails leaves its own in place
-        self._memory = graph.pool()
+        current = torch.cuda.current_stream(self.device.torch)
+        with CAPTURE:
+            if self._anchor is None:
+                self._stream = torch.cuda.Stream(self.device.torch)  # type: ignore[no-untyped-call]
+                anchor = torch.cuda.CUDAGraph()
+                self._capture(anchor, None, partial(torch.zeros, 1, device=self.device.torch))
+                self._anchor = anchor
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
+                run()  # kernels are compiled, libraries make their plans and take their memory
+            graph = torch.cuda.CUDAGraph()
+            out = self._capture(graph, self._anchor.pool(), run)
 
-        def replay(_read_and_written: object = run) -> T:  # memory that a graph does not keep
+        def replay(_read_and_written: object = run) -> T:
             graph.replay()
             return out
 
         return replay
 
+    def _capture(self, graph: Any, memory: Any, run: Callable[[], T]) -> T:
+        current = torch.cuda.current_stream(self.device.torch)
+        self._stream.synchronize()
+        capture = torch.cuda.graph(
+            graph, memory, stream=self._stream, capture_error_mode="thread_local"
+        )
+        try:
+            with capture:
+                return run()
+        finally:
+            torch.cuda.set_stream(current)  # a capture that fails leaves its own in place
+
 
 class Kept(dict[K, V]):
-    """At most MOST_GRAPHS recordings; the one that was made first gives way."""
+    """At most MOST_GRAPHS recordings; the one that was used least lately gives way."""
 
     def find(self, key: K, make: Callable[[], V]) -> V:
-        if key not in self:
-            if len(self) == MOST_GRAPHS:
-                del self[next(iter(self))]
-            self[key] = make()
+        if key in self:
+            self[key] = self.pop(key)
+            return self[key]
+        if len(self) == MOST_GRAPHS:
+            del self[next(iter(self))]
+        self[key] = make()
         return self[key]
 
 
@@ -129,10 +148,9 @@ class DecodeGraphs:
         packed, starts = pack(self._fill(shapes, {}), pinned=False)
         inputs = packed.to(self._recorder.device.torch)
         step = unpack(inputs, shapes, starts)
-        parts = self._parts_for(rows * self._splits(blocks))
-        return Recorded(
-            shapes, inputs, self._recorder.record(lambda: self._forward.run(step, parts))
-        )
+        parts, forward = self._parts_for(rows * self._splits(blocks)), self._forward
+        replay = self._recorder.record(lambda: forward.run(step, parts))
+        return Recorded(shapes, inputs, replay)
 
     def _splits(self, blocks: int) -> int:
         return -(-blocks // self._forward.shape.split)

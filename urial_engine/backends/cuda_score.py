@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ..errors import DeviceError
 from .base import I32, HeadComparison, HeadScores, Hidden
 from .cuda_forward import FINITE, Rows
-from .cuda_graph import Kept, Recorder, rounded_rows, rounded_top
+from .cuda_graph import Kept, Recorder, rounded, rounded_rows, rounded_top
 from .cuda_head import MOST_ROWS, Head, check_finite
 from .cuda_transfer import Results, upload
 
@@ -39,6 +39,8 @@ class Scorer:
     def __init__(self, head: Head, recorder: Recorder) -> None:
         self._head, self._recorder = head, recorder
         self._recorded: Kept[tuple[int, int], Recorded] = Kept()
+        self._rows = Rows(torch.empty(0), torch.empty(0))
+        self._targets = torch.empty(0)
 
     def score(self, hidden: Hidden, targets: I32, top_k: int) -> HeadScores:
         """What the head says of the targets [M]."""
@@ -67,12 +69,14 @@ class Scorer:
         return tuple(arrays[name] for name in HeadScores._fields)
 
     def _record(self, m: int, top_k: int) -> Recorded:
-        """Of rows and targets that are put into its side's memory."""
-        weight, place = self._head.weight, self._head.device.torch
-        values = torch.zeros(m, weight.shape[1], dtype=weight.dtype, device=place)
-        bad = torch.full((m,), FINITE, dtype=torch.int32, device=place)
-        targets = torch.zeros(m, dtype=torch.int32, device=place)
-        side = _side(self._head, Rows(values, bad), targets, top_k)
+        """Of rows and targets that are put into its side's memory, a part of the scorer's."""
+        if len(self._targets) < m:  # graphs that were recorded before keep what they had
+            size, weight, place = buffer_rows(m), self._head.weight, self._head.device.torch
+            values = torch.zeros(size, weight.shape[1], dtype=weight.dtype, device=place)
+            bad = torch.full((size,), FINITE, dtype=torch.int32, device=place)
+            self._rows = Rows(values, bad)
+            self._targets = torch.zeros(size, dtype=torch.int32, device=place)
+        side = _side(self._head, self._rows[:m], self._targets[:m], top_k)
         return Recorded(side, self._recorder.record(lambda: _attempt([side])))
 
 
@@ -105,15 +109,20 @@ def compare(
 
 
 def workspace_bytes(head: Head, rows: int, top_k: int) -> int:
-    """What scoring so many rows by one head takes on the device, a graph's own copy of the rows
+    """What scoring so many rows by one head takes on the device, the scorer's own copy of them
     included."""
     m, top_k = rounded_block(min(rows, ROWS)), rounded_top(top_k, head.vocab)
     whole = len(head.weight)
     tile = tile_columns(m, whole)
     side = head.statistics(0).shape[1] + head.entries(0, top_k).shape[1]
     hidden = int(head.weight.shape[1]) * head.weight.element_size()
-    own = m * (4 * tile + int(side) + 4 * (9 + 2 * top_k) + hidden)
+    own = m * (4 * tile + int(side) + 4 * (9 + 2 * top_k)) + buffer_rows(m) * hidden
     return own + tile * hidden if tile < whole else own
+
+
+def buffer_rows(rows: int) -> int:
+    """Where graphs of so many rows and fewer find them."""
+    return rounded(rows, 256)
 
 
 def rounded_block(rows: int) -> int:
