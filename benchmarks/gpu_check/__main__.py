@@ -21,11 +21,11 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_check import attention, correctness, end_to_end, invariants, rank, steps
-from benchmarks.gpu_check.clock import Clock, Limits
+from benchmarks.gpu_check.clock import Clock, Limits, the_gpu
 from benchmarks.gpu_check.floors import total, with_floor
 from benchmarks.gpu_check.report import Row, as_json, markdown
 from benchmarks.gpu_model.machines import MODELS
-from urial_engine.backends.cuda_device import INTERPRETED, open_device
+from urial_engine.backends.cuda_device import INTERPRETED
 from urial_engine.config import ModelConfig
 
 
@@ -78,11 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("build/gpu-check"))
     args = parser.parse_args(argv)
     start = time.perf_counter()
-    if args.interpreted:
-        from tools import emulate
-
-        sys.modules["urial_engine._cuda_emulated"] = emulate.load()
-    device = open_device(INTERPRETED if args.interpreted else "cuda")
+    device = the_gpu(interpreted=args.interpreted)
     args.out.mkdir(parents=True, exist_ok=True)
     about = {
         "device": f"{device.name}, sm_{device.architecture}, {device.processors} processors",

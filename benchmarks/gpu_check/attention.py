@@ -10,7 +10,7 @@ from benchmarks.gpu_check.report import Row
 from urial_engine.backends.cuda_transfer import upload
 from urial_engine.config import ModelConfig
 from urial_engine.kernels.attention.plan import I32, Shape, plan
-from urial_engine.kernels.attention.tiles import split, tile
+from urial_engine.kernels.attention.tiles import Tile, split, tile
 from urial_engine.kernels.attention.triton_kernel import Parts, Work, attention
 
 BLOCK = 64
@@ -19,12 +19,13 @@ BLOCK = 64
 class Bench:
     """One layer's cache of random keys and values, and calls of attention over it."""
 
-    def __init__(self, clock: Clock, config: ModelConfig) -> None:
+    def __init__(self, clock: Clock, config: ModelConfig, other: Tile | None = None) -> None:
+        """`other`: a tile that is not the table's."""
         self.clock, self.config = clock, config
         self.group = config.num_heads // config.num_kv_heads
         size, head_dim = clock.dtype.itemsize, config.head_dim
         architecture = clock.device.architecture
-        self.tile = tile(architecture, head_dim, size, self.group)
+        self.tile = other or tile(architecture, head_dim, size, self.group)
         self.split = split(invariant=False)
 
     def run(self, positions: I32, sequences: I32, tables: I32) -> tuple[float, float, float]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
-from urial_engine.backends.cuda_device import Device
+from urial_engine.backends.cuda_device import INTERPRETED, Device, open_device
 
 FLUSH = 1 << 28  # bytes: more than any second cache holds
 
@@ -19,6 +20,16 @@ class Limits(NamedTuple):
 
     copy: float  # bytes a second, read and written
     products: float  # operations a second of a large product in 16 bits
+
+
+def the_gpu(*, interpreted: bool) -> Device:
+    """This machine's, or none: its kernels on the CPU."""
+    if not interpreted:
+        return open_device("cuda")
+    from tools import emulate
+
+    sys.modules["urial_engine._cuda_emulated"] = emulate.load()
+    return open_device(INTERPRETED)
 
 
 class Clock:

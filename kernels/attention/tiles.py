@@ -2,7 +2,8 @@
 
 A table, and nothing is tried at run time: the same machine gives the same bits tomorrow. The
 numbers are those with which the compiler keeps everything in registers (`make gpu-report` shows
-it); no GPU has timed others yet.
+it); `python -m benchmarks.gpu_check.tune` times all others, where there is a GPU, and none had
+been there when they were chosen.
 """
 
 from __future__ import annotations
