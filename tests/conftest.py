@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Before anything imports triton, which looks at this once."""
     os.environ["TRITON_INTERPRET"] = "0" if config.getoption("--gpu") else "1"
+    # A shell that starts the tests in the background has Ctrl-C ignored, which several are about.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if file := config.getoption("--measured"):
         from tests.kernels.measured import watch  # torch with it
 
