@@ -15,14 +15,14 @@ import torch
 from benchmarks.gpu_model import head, head_tables
 from benchmarks.gpu_model.head import Scoring
 from benchmarks.gpu_model.machines import MACHINES
-from urial_engine.backends import cuda_head, cuda_score
+from urial_engine.backends import cuda_graph, cuda_head, cuda_score
 
 ROOT = Path(__file__).resolve().parents[1]
 H100 = next(machine for machine in MACHINES if machine.name == "H100 SXM")
 
 
 def test_sizes_are_those_of_the_backend() -> None:
-    assert (head.ROWS, head.CHOSEN) == (cuda_score.ROWS, cuda_head.MOST_ROWS)
+    assert (head.ROWS, head.CHOSEN) == (cuda_score.ROWS, cuda_graph.MOST_ROWS)
     assert (head.FEW, head.TILE) == (cuda_score.FEW, cuda_score.TILE)
     source = (ROOT / "csrc" / "cuda" / "rank.h").read_text()
     assert f"kTile = {head.RANK_TILE};" in source

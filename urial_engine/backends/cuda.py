@@ -43,8 +43,8 @@ SHARE = 0.5  # of what is left, for the cache where the caller does not say: ano
 
 
 class CudaBackend:
-    """Implements `Backend` on one GPU. A row's attention never depends on its neighbours. Its
-    matrix products do, in the last bits, unless `invariant`: a fixed order in place of a library.
+    """Implements `Backend` on one GPU. Within a step a row's attention does not depend on others.
+    Its matrix products do, in the last bits, unless `invariant`: a fixed order, and no library.
     """
 
     name = "cuda"

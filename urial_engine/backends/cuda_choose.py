@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from .base import SampleBatch, Sampled
 from .cuda_forward import FINITE, Rows
-from .cuda_graph import Kept, Recorder, rounded, rounded_rows, rounded_top
-from .cuda_head import MOST_ROWS, Head, check_finite
+from .cuda_graph import MOST_ROWS, Kept, Recorder, rounded, rounded_rows, rounded_top
+from .cuda_head import Head, check_finite
 from .cuda_transfer import Results, pack, unpack
 
 SCORES = ("rank", "ties", "logprob", "entropy", "top_ids", "top_logprobs", "finite")

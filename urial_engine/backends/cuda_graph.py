@@ -24,7 +24,7 @@ from .cuda_device import Device
 from .cuda_forward import BLOCK_SIZE, Forward, Rows
 from .cuda_transfer import pack, unpack
 
-MOST_ROWS = 128
+MOST_ROWS = 128  # of a recorded step; and whose logits stand beside each other, [rows, V]
 LEAST_BLOCKS = 16  # in a row of a block table
 MOST_GRAPHS = 64
 CAPTURE = threading.Lock()  # only one capture at a time, in all of the process

@@ -14,8 +14,7 @@ from ..kernels.matmul.triton_kernel import matmul
 from .base import F32, I32, Hidden
 from .cuda_device import Device
 from .cuda_forward import FINITE, Rows
-
-MOST_ROWS = 128  # whose logits stand beside each other, [rows, V]
+from .cuda_graph import MOST_ROWS
 
 
 class Head:

@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from ..errors import DeviceError
 from .base import I32, HeadComparison, HeadScores, Hidden
 from .cuda_forward import FINITE, Rows
-from .cuda_graph import Kept, Recorder, rounded, rounded_rows, rounded_top
-from .cuda_head import MOST_ROWS, Head, check_finite
+from .cuda_graph import MOST_ROWS, Kept, Recorder, rounded, rounded_rows, rounded_top
+from .cuda_head import Head, check_finite
 from .cuda_transfer import Results, upload
 
 ROWS = 2048  # scored together
 TILE = 2048  # columns
 FEW = 512  # up to so many rows take tiles of about a thirtieth of the vocabulary
-Scored = tuple[NDArray[Any], ...]  # the arrays of HeadScores, then KL to the other head
+Scored = tuple[NDArray[Any], ...]  # the arrays of HeadScores
 
 
 class Scorer:
