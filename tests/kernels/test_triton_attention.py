@@ -183,6 +183,14 @@ def test_what_is_not_the_same_is_not_shared() -> None:
     one.assert_matches(SMALL)
 
 
+def test_a_split_that_a_row_sees_in_part_is_its_own() -> None:
+    """Two rows that name the same blocks, and end in different ones of them."""
+    two = Sequences(Case(5), [(130, 131), (250, 251)], 4)
+    items = two.planned(SMALL).items[:, [0, 1, 4, 5]].tolist()
+    assert items == [[0, 2, 2, 0], [0, 1, 3, 1], [1, 1, 4, 1]]
+    two.assert_matches(SMALL)
+
+
 @pytest.mark.parametrize("window", [0, 70])
 def test_bits_do_not_depend_on_the_batch(window: int) -> None:
     """With any tile, that of the table among them: a row alone has the bits it has among others."""

@@ -132,7 +132,7 @@ class CudaBackend:
         """See `Backend`."""
         with self._device.use():
             rows = self.head.rows(hidden)
-            values: F32 = rows.values.float().cpu().numpy()
+            values: F32 = rows.values.to("cpu", torch.float32, copy=True).numpy()
             check_finite(rows.bad.cpu().numpy(), rows_finite(values), 0)
         return values
 
