@@ -1,83 +1,101 @@
-"""`shift --out`: what its folder holds, and runs that are killed and taken up."""
+"""`shift --out`: what its folder holds, and runs that are killed, taken up and added to."""
 
 from __future__ import annotations
 
 import json
-import os
+import random
+import signal
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.command_line import cli, rows_of, start, write_rows
+from tests.command_line import cli, start, write_rows
 from tests.fixtures import TinyModel
 from urial_engine import Engine, SamplingParams, TokenShift, token_shift
-from urial_engine.errors import ParameterError
-from urial_engine.token_shift_result import Answer
+from urial_engine.shift_data import ARRAYS
 
-parquet = pytest.importorskip("pyarrow.parquet", reason="needs the package pyarrow")
+pytest.importorskip("pyarrow", reason="needs the package pyarrow")
 
-FILES = ("answers.jsonl", "tokens.parquet", "summary.json")
 BASE, ALIGNED = "Q: {query}\nA:", "{query}\n"
-FORMS = ("--base-prompt", BASE, "--aligned-prompt", ALIGNED, "--top-k", 3)
+FORMS = (
+    *("--base-prompt", f"qa:={BASE}", "--base-prompt", "same"),
+    *("--aligned-prompt", f"plain:={ALIGNED}", "--top-k", 3),
+)
+Run = tuple[Any, ...]
 
 
 @pytest.fixture
-def pair(tiny_model: TinyModel) -> tuple[Any, ...]:
+def pair(tiny_model: TinyModel) -> Run:
     models = tiny_model(folder="base", seed=1), tiny_model(folder="aligned", seed=2)
     return ("shift", "--base", models[0], "--aligned", models[1], *FORMS)
 
 
-def write_queries(path: Path, count: int) -> Path:
-    return write_rows(path, *({"id": f"row {i}", "query": f"text {i}"} for i in range(count)))
+def write_queries(path: Path, count: int, first: int = 0) -> Path:
+    return write_rows(
+        path, *({"id": f"row {i}", "query": f"text {i}"} for i in range(first, count))
+    )
 
 
-def lines(folder: Path) -> int:
-    path = folder / "answers.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of the folder, by its name in it."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def made(shift: TokenShift) -> list[Any]:
-    """All of it, bit by bit."""
-    return [
-        (value.dtype, value.shape, value.tobytes()) if isinstance(value, np.ndarray) else value
-        for value in (getattr(shift, name) for name in TokenShift.__slots__)
-    ]
+def progress(out: Path) -> int:
+    """Rows of answers and files of measures that a run has kept so far."""
+    work = out / "work"
+    rows = work / "generated.jsonl"
+    generated = rows.read_bytes().count(b"\n") if rows.exists() else 0
+    return generated + 1000 * (len(list(work.glob("tokens-*"))) + len(list(work.glob("states-*"))))
 
 
-@pytest.mark.parametrize("sampling", [(), ("--temperature", 0.9)])
-def test_a_run_killed_at_any_point_is_taken_up(
-    pair: tuple[Any, ...], tmp_path: Path, sampling: tuple[Any, ...]
+def kill_at_random(command: Run, out: Path, dice: random.Random) -> int:
+    """Starts the command, kills it somewhere on its way; returns how far the folder came."""
+    before, goal = progress(out), dice.randrange(0, 14)
+    process = start(*command)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        now = progress(out)
+        # A few rows of answers, or any new file of measures.
+        if now - before >= goal and out.exists():
+            time.sleep(dice.random() * 0.03)
+            break
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return progress(out)
+
+
+@pytest.mark.parametrize(
+    ("options", "seed"),
+    [((), 0), (("--sequential",), 1), (("--temperature", 0.9, "--samples", 2, "--paper"), 2)],
+    ids=["greedy", "sequential", "sampled, published"],
+)
+def test_a_run_killed_at_ten_random_moments_is_as_an_unbroken_one(
+    pair: Run, tmp_path: Path, options: Run, seed: int
 ) -> None:
-    queries, out = write_queries(tmp_path / "queries.jsonl", 40), tmp_path / "killed"
-    options = ("--queries", queries, "--max-tokens", 30, "--max-batch", 3, *sampling)
-    for goal in (0, 1, 15, 30):  # rows that must be there before the process is killed
-        process = start(*pair, *options, "--out", out)
-        while process.poll() is None and (not out.exists() or lines(out) < goal):
-            time.sleep(0.002)
-        process.kill()
-        process.communicate()
-        assert lines(out) >= goal
-        if goal == 0:
-            continue
-        held = (out / "answers.jsonl").read_bytes()
-        (out / "answers.jsonl").write_bytes(held + b'{"id": "row')
-    assert "dropped 11 bytes" in cli(*pair, *options, "--out", out).stderr
-    assert (out / "answers.jsonl").read_bytes().startswith(held)
-    seed = json.loads((out / "answers.jsonl.run.json").read_bytes())["seed"]
-    assert (seed is None) == (not sampling)
+    queries, out = write_queries(tmp_path / "queries.jsonl", 70), tmp_path / "killed"
+    command = (*pair, "--queries", queries, "--max-tokens", 12, *options, "--out", out)
+    dice = random.Random(seed)
+    reached = [kill_at_random((*command, "--max-batch", 3), out, dice) for _ in range(10)]
+    assert len(set(reached)) > 3, f"killed always at the same place: {reached}"
+    cli(*command)
+    header = json.loads((out / "run.json").read_bytes())
+    again = ("--seed", header["sampling_seed"]) if "--temperature" in options else ()
     whole = tmp_path / "whole"
-    again = () if seed is None else ("--seed", seed)
-    cli(*pair, *options[:-2], "--max-batch", 32, *sampling, *again, "--out", whole)
-    for name in FILES:
-        assert (out / name).read_bytes() == (whole / name).read_bytes()
-    assert list(rows_of(out / "answers.jsonl")) == [f"row {i}" for i in range(40)]
+    cli(*command[:-1], whole, *again)
+    assert not (out / "work").exists()
+    found, wanted = contents(out), contents(whole)
+    assert found.keys() == wanted.keys()
+    assert [name for name in wanted if found[name] != wanted[name]] == []
+    assert {"page.html", "run.json", "plots/classes.svg"} <= wanted.keys()
 
 
-def test_the_folder_is_that_of_the_library(pair: tuple[Any, ...], tmp_path: Path) -> None:
+def test_the_folder_is_what_the_library_says(pair: Run, tmp_path: Path) -> None:
     texts = ["why?", "how?", "who?"]
     queries, out = tmp_path / "queries.txt", tmp_path / "out"
     queries.write_text("\n".join(texts))
@@ -87,65 +105,176 @@ def test_the_folder_is_that_of_the_library(pair: tuple[Any, ...], tmp_path: Path
             base,
             aligned,
             texts,
-            base_prompt=BASE,
-            aligned_prompt=ALIGNED,
+            base_prompt={"qa": BASE, "same": "same"},
+            aligned_prompt={"plain": ALIGNED},
             params=SamplingParams(max_tokens=9),
             top_k=3,
         )
-    shift.save(tmp_path / "saved")
-    assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == sorted(FILES)
-    for name in FILES:
-        assert (out / name).read_bytes() == (tmp_path / "saved" / name).read_bytes()
-    table = parquet.read_table(out / "tokens.parquet").to_pydict()
-    assert table["base_logprob"] == shift.base_logprob.tolist()
     loaded = TokenShift.load(out)
-    assert [a.id for a in loaded.answers] == [1, 2, 3]
-    assert made(loaded)[1:] == made(shift)[1:]
+    assert loaded.answers == shift.answers and loaded.contexts == shift.contexts
+    for name in ARRAYS:
+        assert getattr(loaded, name).tobytes() == getattr(shift, name).tobytes(), name
+    assert loaded.vocabulary == shift.vocabulary
+    shift.save(tmp_path / "saved")
+    names = sorted(path.name for path in (tmp_path / "saved").iterdir())
+    assert names == ["answers.jsonl", "summary.json", "tokens.parquet", "vocabulary.json"]
+    for name in set(names) - {"summary.json"}:
+        assert (out / name).read_bytes() == (tmp_path / "saved" / name).read_bytes()
+
+
+def test_models_one_after_the_other_give_the_same(pair: Run, tmp_path: Path) -> None:
+    queries = write_queries(tmp_path / "queries.jsonl", 40)
+    command = (*pair, "--queries", queries, "--max-tokens", 12, "--paper")
+    together, apart = tmp_path / "together", tmp_path / "apart"
+    cli(*command, "--out", together)
+    cli(*command, "--sequential", "--out", apart)
+    for name in ("answers.jsonl", "tokens.parquet", "summary.json", "page.html"):
+        assert (together / name).read_bytes() == (apart / name).read_bytes(), name
+    assert "needs --out" in cli(*command, "--sequential", code=1).stderr
+    one = ("--base", pair[4], "--sequential", "--out", tmp_path / "one")
+    assert "sequential is for two models" in cli(*command, *one, code=1).stderr
 
 
 def test_a_finished_run_is_taken_up_only_with_its_own_parameters(
-    pair: tuple[Any, ...], tiny_model: TinyModel, tmp_path: Path
+    pair: Run, tiny_model: TinyModel, tmp_path: Path
 ) -> None:
     queries, out = write_queries(tmp_path / "queries.jsonl", 2), tmp_path / "out"
     run = (*pair, "--queries", queries, "--out", out, "--max-tokens", 5)
     cli(*run)
-    before = (out / "answers.jsonl").read_bytes()
-    (out / "tokens.parquet").unlink()
-    assert "▸ text 1" in cli(*run).stdout
-    assert (out / "tokens.parquet").exists()
+    before = contents(out)
+    (out / "page.html").unlink()
+    cli(*run)
+    assert contents(out) == before
     other = tiny_model(folder="other", seed=3)
     for more, message in [
-        (("--top-k", 4), "kept_top_k (3 then, 4 now)"),
-        (("--temperature", 0.5), "temperature (0.0 then, 0.5 now)"),
-        (("--base-prompt", "chat"), "base_prompt ("),
+        (("--top-k", 4), "top_k (3 then, 4 now)"),
+        (("--temperature", 0.5), "sampling_temperature (0.0 then, 0.5 now)"),
+        (("--base-prompt", "chat"), "base_prompts ("),
         (("--base", other), "base_weights ("),
         (("--aligned", other), "aligned_weights ("),
         (("--isa", "portable"), "aligned_isa ("),
+        (("--paper",), "published (false then, true now)"),
     ]:
         assert message in cli(*run, *more, code=1).stderr
     write_rows(queries, {"id": "row 0", "query": "another"})
-    assert 'now has "another"' in cli(*run, code=1).stderr
-    assert (out / "answers.jsonl").read_bytes() == before
+    said = cli(*run, code=1).stderr
+    assert "holds the row 'row 0' with query = 'text 0', and the input now has 'another'" in said
+    (out / "work").rename(tmp_path / "work")  # it was opened, and nothing was done
+    assert contents(out) == before
+
+
+def test_queries_are_added_to_a_finished_run(pair: Run, tmp_path: Path) -> None:
+    """With the earlier ones in the file or without them: as if all had been asked at once."""
+    queries, more = tmp_path / "queries.jsonl", tmp_path / "more.jsonl"
+    options = ("--max-tokens", 8)
+    grown, whole = tmp_path / "grown", tmp_path / "whole"
+    cli(*pair, "--queries", write_queries(queries, 35), *options, "--out", grown)
+    cli(*pair, "--queries", write_queries(more, 37, first=35), *options, "--out", grown)
+    cli(*pair, "--queries", write_queries(queries, 40), *options, "--out", grown)
+    cli(*pair, "--queries", queries, *options, "--out", whole)
+    assert contents(grown) == contents(whole)
+
+
+def test_a_run_that_ends_while_its_files_are_written_is_finished_later(
+    pair: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """answers.jsonl is new, tokens.parquet is old: nothing is lost, nothing is there twice."""
+    from urial_engine import token_shift_files, token_shift_run
+
+    queries, out, whole = tmp_path / "queries.jsonl", tmp_path / "out", tmp_path / "whole"
+    command = (*pair, "--queries", queries, "--max-tokens", 6)
     write_queries(queries, 3)
-    cli(*run)
-    assert lines(out) == 3 and (out / "answers.jsonl").read_bytes().startswith(before)
+    cli(*command, "--out", out)
+    write_queries(queries, 5)
+    cli(*command, "--out", whole)
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError("the disk is full")
+
+    for module, name in (
+        (token_shift_files, "arrow"),  # between the two files
+        (token_shift_run, "write_tables"),
+        (token_shift_files, "write_json"),
+    ):
+        with monkeypatch.context() as patch:
+            if name == "arrow":
+                writes = iter([None, None, fails])
+                real = token_shift_files.arrow
+
+                def sometimes(writes: Any = writes, real: Any = real) -> Any:
+                    broken = next(writes, None)
+                    return broken() if broken else real()
+
+                patch.setattr(module, name, sometimes)
+            else:
+                patch.setattr(module, name, fails)
+            assert "the disk is full" in cli(*command, "--out", out, code=1).stderr
+    cli(*command, "--out", out)
+    assert contents(out) == contents(whole)
 
 
-def test_given_answers_are_part_of_the_input(pair: tuple[Any, ...], tmp_path: Path) -> None:
+def test_two_processes_do_not_write_one_run(pair: Run, tmp_path: Path) -> None:
+    from urial_engine.sources import read_probes
+    from urial_engine.token_shift_kept import Kept
+
+    queries, out = write_queries(tmp_path / "queries.jsonl", 2), tmp_path / "out"
+    command = (*pair, "--queries", queries, "--max-tokens", 6, "--out", out)
+    with Kept(out, read_probes(queries).probes):
+        assert "is being written by another process" in cli(*command, code=1).stderr
+    cli(*command)
+
+
+def test_given_answers_are_part_of_the_input(pair: Run, tmp_path: Path) -> None:
     queries, out = tmp_path / "queries.jsonl", tmp_path / "out"
-    given = [{"query": "a", "answer": "because"}, {"query": "b", "answer_token_ids": [5, 6]}]
+    given = [
+        {"query": "a", "answer": "because", "dataset": "d", "generator": "an API"},
+        {"query": "b", "answer_token_ids": [5, 6]},
+    ]
     run = (*pair, "--queries", write_rows(queries, *given), "--out", out)
     cli(*run)
-    assert [row["finish_reason"] for row in rows_of(out / "answers.jsonl").values()] == [None, None]
+    first, second = TokenShift.load(out).answers
+    assert (first.source, first.text, first.dataset) == ("text", "because", "d")
+    assert (first.finish_reason, first.generator) == (None, "an API")
+    assert (second.source, second.token_ids) == ("token_ids", [5, 6])
     write_rows(queries, given[0], {"query": "b", "answer_token_ids": [5, 7]})
-    assert "made from token_ids = [5, 6]" in cli(*run, code=1).stderr
+    assert "with token_ids = [5, 6], and the input now has [5, 7]" in cli(*run, code=1).stderr
     write_rows(queries, {"query": "a"}, {"query": "b"})
     assert "generated (false then, true now)" in cli(*run, code=1).stderr
 
 
-def test_a_query_that_is_too_long_is_refused_before_any_work(
-    pair: tuple[Any, ...], tmp_path: Path
-) -> None:
+def test_files_of_other_programs_run_as_they_are(pair: Run, tmp_path: Path) -> None:
+    """AlignTDS's data file, whose `input` is what the aligned model read, and just-eval's rows."""
+    queries = tmp_path / "data.json"
+    row = {"id": 0, "pure_input": "why?", "input": "<s>[INST] why? [/INST] ", "reference": "N/A"}
+    queries.write_text(json.dumps([{**row, "output": ["so it is.</s>"]}]))
+    as_given = ("--aligned-prompt", "given", "--base-prompt", "zero-shot", "--top-k", 1)
+    models = pair[:5]
+    cli(*models, *as_given, "--queries", queries, "--out", tmp_path / "tds", "--paper")
+    shift = TokenShift.load(tmp_path / "tds")
+    (answer,) = shift.answers
+    with Engine(pair[4]) as engine:
+        read = engine.tokenizer.encode(row["input"])
+    assert answer.aligned_context_ids["given"] == read and read.count(1) == 1
+    assert answer.aligned_context_ids["given (published)"] == [1, *read]
+    assert answer.token_ids[-1] == 2
+    assert shift.published is not None and (shift.published.rank >= 0).all()
+    own = {"instruction": "how?", "source_id": "x-1", "dataset": "lima", "datasplit": "just_eval"}
+    rows = [{"id": i, **own, "output": f"like {i}.", "generator": "M"} for i in range(3)]
+    write_rows(tmp_path / "eval.jsonl", *rows, {"id": 9, **own, "output": 7})
+    run = (*models, *as_given[2:], "--aligned-prompt", "raw", "--queries", tmp_path / "eval.jsonl")
+    out = ("--out", tmp_path / "eval")
+    said = cli(*run, *out, code=1).stderr
+    assert "eval.jsonl:4" in said and not (tmp_path / "eval").exists()
+    said = cli(*run, *out, "--malformed", "skip").stderr
+    assert "left out" in said and "eval.jsonl:4" in said
+    shift = TokenShift.load(tmp_path / "eval")
+    assert [a.dataset for a in shift.answers] == ["lima"] * 3
+    assert "has no prompt text" in cli(
+        *models, *as_given, "--queries", tmp_path / "eval.jsonl", "--malformed", "skip", code=1
+    ).stderr.replace("\n", " ")
+
+
+def test_a_query_that_is_too_long_is_refused_before_any_work(pair: Run, tmp_path: Path) -> None:
     queries, out = tmp_path / "queries.jsonl", tmp_path / "out"
     write_rows(queries, {"query": "a"}, {"query": "long " * 300})
     said = cli(*pair, "--queries", queries, "--out", out, code=1).stderr
@@ -153,77 +282,32 @@ def test_a_query_that_is_too_long_is_refused_before_any_work(
     assert not out.exists()
 
 
-def random_shift(sizes: list[int], k: int) -> TokenShift:
-    """Floats of every size, subnormal ones and both zeros included."""
-    random, n = np.random.default_rng(0), sum(sizes)
-
-    def floats(*shape: int) -> np.ndarray:
-        bits = random.integers(0, 1 << 32, shape, dtype=np.uint32)
-        bits.flat[:3] = [0x80000000, 1, 0x7F7FFFFF]
-        values = bits.view(np.float32)
-        return np.where(np.isfinite(values), values, np.float32(-0.1))
-
-    ids = random.integers(0, 99, n).astype(np.int32)
-    starts = np.cumsum([0, *sizes])
-    answers = [
-        Answer("q\u2028", "é", ids[a : a + size].tolist(), [1, 2], [3], "length", f"row {i}")
-        for i, (a, size) in enumerate(zip(starts.tolist(), sizes, strict=False))
-    ]
-    return TokenShift(
-        answers,
-        np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
-        np.concatenate([np.arange(size, dtype=np.int32) for size in sizes]),
-        ids,
-        [f" {i}" for i in ids.tolist()],
-        random.integers(1, 99, n).astype(np.int32),
-        random.integers(0, 9, n).astype(np.int32),
-        *(floats(n) for _ in range(6)),
-        random.integers(0, 99, (n, k)).astype(np.int32),
-        floats(n, k),
-    )
+def test_options_that_do_not_go_together(pair: Run, tmp_path: Path) -> None:
+    run = (*pair, "--queries", write_queries(tmp_path / "queries.jsonl", 1))
+    for more, message in [
+        (("--samples", 2), "greedy samples are all equal"),
+        (("--base-prompt", "qa:=raw"), "two prompts are called qa"),
+        (("--map-token", "x"), "write TOKEN=BASE"),
+        (("--map-token", "nothing=</s>"), "the aligned model has no such token"),
+        (("--format", "csv"), "format = 'csv' is not known"),
+        (("--base-prompt", tmp_path / "none.txt"), "cannot be read"),
+    ]:
+        assert message in cli(*run, *more, code=1).stderr
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered")
-@pytest.mark.parametrize("k", [0, 1, 4])
-def test_every_bit_survives_the_file(tmp_path: Path, k: int) -> None:
-    shift = random_shift([300, 0, 7], max(k, 1))
-    if k == 0:
-        none = shift.base_top_ids[:, :0]
-        shift = replace(shift, base_top_ids=none, base_top_logprobs=none.astype(np.float32))
-    shift.save(tmp_path)  # the mean of such floats may well overflow
-    assert made(TokenShift.load(tmp_path)) == made(shift)
+def test_tables_are_read_by_pandas_and_duckdb(pair: Run, tmp_path: Path) -> None:
+    import duckdb
+    import pandas
 
-
-def test_a_saved_folder_is_whole_or_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    random_shift([2, 1], 2).save(tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-
-    def fail(_file: int) -> None:
-        raise OSError("the disk is full")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="disk is full"):
-        random_shift([4], 2).save(tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("base_rank", [1], r":2: base_rank must be a list with 2 entries"),
-        ("base_rank", ["x", 1], r"base_rank of an answer has values of another kind"),
-        ("base_top_ids", [[1], [1, 2]], r"base_top_ids of an answer has values of another kind"),
-        ("token_ids", None, r":2: token_ids must be a list of token ids"),
-    ],
-)
-def test_a_row_of_another_form_is_named(
-    tmp_path: Path, field: str, value: object, message: str
-) -> None:
-    random_shift([3, 2], 2).save(tmp_path)
-    rows = list(rows_of(tmp_path / "answers.jsonl").values())
-    rows[1][field] = value
-    write_rows(tmp_path / "answers.jsonl", *rows)
-    with pytest.raises(ParameterError, match=message):
-        TokenShift.load(tmp_path)
+    queries, out = write_queries(tmp_path / "queries.jsonl", 4), tmp_path / "out"
+    cli(*pair, "--queries", queries, "--max-tokens", 9, "--out", out)
+    shift = TokenShift.load(out)
+    frame = pandas.read_parquet(out / "tokens.parquet")
+    assert frame.base_rank.tolist() == shift.base_rank.tolist()
+    assert np.stack(frame.base_top_ids.tolist()).tolist() == shift.base_top_ids.tolist()
+    shares = frame.groupby("context", observed=True).shift_class.value_counts(normalize=True)
+    assert shares["qa"].get("shifted", 0) == shift.only("qa").ratios()["shifted"]
+    query = f"select context, avg(base_rank), max(len(base_top_ids)) from '{out}/tokens.parquet'"
+    found = duckdb.sql(f"{query} group by context order by context").fetchall()
+    means = [float(shift.only(name).base_rank.mean()) for name in ("qa", "same")]
+    assert found == [("qa", pytest.approx(means[0]), 3), ("same", pytest.approx(means[1]), 3)]

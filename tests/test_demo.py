@@ -89,7 +89,7 @@ def test_on_a_terminal_answers_grow_and_shifts_have_styles(tiny_model: TinyModel
         shift = token_shift(
             engine, engine, ["why?"], base_prompt=PROMPT, aligned_prompt="{query}", params=params
         )
-        print_shift(shown, shift, engine.tokenizer)
+        print_shift(shown, shift)
     text = shown.file.getvalue()  # type: ignore[attr-defined]
     assert speed.tokens == 58
     assert text.count("▸ ") == 3

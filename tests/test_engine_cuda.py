@@ -32,6 +32,7 @@ from urial_engine.backends.cuda_graph import (
     rounded,
     rounded_rows,
 )
+from urial_engine.head import compare_heads
 from urial_engine.outputs import RequestOutput
 
 __all__ = ["emulated", "open_cuda", "open_engine"]  # fixtures
@@ -93,7 +94,7 @@ def test_compares_two_heads(open_cuda: Open, open_engine: Open, tiny_model: Tiny
     for opened in (open_cuda, open_engine):
         base, aligned = (opened(model=folder) for folder in folders)
         states = [engine.hidden_states([ids], [0])[0] for engine in (base, aligned)]
-        found.append(base.compare(states[0], targets, 3, aligned, states[1]))
+        found.append(compare_heads(base, states[0], targets, 3, aligned, states[1]))
     ours, theirs = found
     for name in ("kl_aligned_base", "kl_base_aligned"):
         np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=5e-5)

@@ -28,6 +28,7 @@ from urial_engine.errors import (
     ParameterError,
     UrialError,
 )
+from urial_engine.head import compare_heads
 from urial_engine.outputs import RequestOutput
 
 __all__ = ["emulated", "open_cuda", "open_engine"]  # fixtures
@@ -259,7 +260,7 @@ def test_two_devices_are_not_compared(open_cuda: Open, open_engine: Open) -> Non
     ours, other = open_cuda(), open_engine()
     hidden = np.zeros((1, 32), np.float32)
     with pytest.raises(ParameterError, match="two heads are compared on one device"):
-        ours.compare(hidden, np.zeros(1, np.int32), 0, other, hidden)
+        compare_heads(ours, hidden, np.zeros(1, np.int32), 0, other, hidden)
 
 
 @without_gpu

@@ -12,6 +12,7 @@ from urial_engine.errors import (
     PromptError,
     UrialError,
 )
+from urial_engine.head import compare_heads
 from urial_engine.sampling import SamplingParams
 
 open_engine = engines.open_engine  # the fixture
@@ -119,10 +120,10 @@ def test_two_heads_are_compared_under_both_locks(open_engine: Open) -> None:
     base, aligned = open_engine(), open_engine()
     (hidden,) = base.hidden_states([[1, 70, 80]], [0])
     targets = np.array([70, 80, 90], np.int32)
-    compared = base.compare(hidden, targets, 2, aligned, hidden)
+    compared = compare_heads(base, hidden, targets, 2, aligned, hidden)
     np.testing.assert_allclose(compared.kl_aligned_base, 0, atol=1e-6)
-    same = base.compare(hidden, targets, 2, base, hidden)
+    same = compare_heads(base, hidden, targets, 2, base, hidden)
     assert np.array_equal(same.base.rank, compared.base.rank)
     aligned.close()
     with pytest.raises(UrialError, match="closed"):
-        base.compare(hidden, targets, 2, aligned, hidden)
+        compare_heads(base, hidden, targets, 2, aligned, hidden)

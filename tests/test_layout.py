@@ -23,9 +23,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # The flow. A module imports only what stands before it; `tokenizer_words` would be a part of
 # `tokenizer`, and parts may import each other.
 FLOW = (
-    *("errors", "json_values", "config", "checkpoint", "weights", "tokenizer", "prompt"),
-    *("sampling", "stop", "outputs", "kv_cache", "kernels", "backends", "prefix_store"),
-    *("scheduler", "engine", "jsonl", "token_shift", "gguf_import", "cli"),
+    *("errors", "json_values", "jsonl", "sources", "config", "checkpoint", "weights", "tokenizer"),
+    *("prompt", "sampling", "stop", "outputs", "kv_cache", "kernels", "backends", "head"),
+    *("prefix_store", "scheduler", "engine", "shift_data", "report", "token_shift", "gguf_import"),
+    *("cli",),
 )
 # Modules before the command line that read environment variables, and which: each is documented.
 ENVIRONMENT: dict[str, set[str]] = {}

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 
 from tests.fixtures import TinyModel
+from tests.oracle import oracle_logits
 from urial_engine import Engine, SamplingParams, token_shift
 from urial_engine.errors import NumericsError, ParameterError, PromptError
+from urial_engine.shift_data import ARRAYS
 from urial_engine.token_shift_result import CLASSES, TokenShift
 
 BASE, ALIGNED = "Q: {query}\nA:", "<|user|> {query} <|assistant|>"
@@ -43,29 +47,40 @@ def logits(engine: Engine, context: list[int], answer: list[int]) -> np.ndarray:
 
 
 def check_against_logits(shift: TokenShift, base: Engine, aligned: Engine) -> None:
-    for i, a in enumerate(shift.answers):
-        rows, y = shift.answer == i, np.array(a.token_ids)
-        if not a.token_ids:
-            assert not rows.any()
-            continue
-        z = logits(base, a.base_context_ids, a.token_ids)
-        z_y = z[np.arange(len(y)), y][:, None]
-        assert shift.base_rank[rows].tolist() == (1 + (z > z_y).sum(1)).tolist()
-        assert shift.base_ties[rows].tolist() == ((z == z_y).sum(1) - 1).tolist()
-        b = log_softmax(z)
-        q = log_softmax(logits(aligned, a.aligned_context_ids, a.token_ids))
-        pick = (np.arange(len(y)), y)
-        close = {"rtol": 0, "atol": 1e-5}
-        np.testing.assert_allclose(shift.base_logprob[rows], b[pick], **close)
-        np.testing.assert_allclose(shift.aligned_logprob[rows], q[pick], **close)
-        kl = (np.exp(q) * (q - b)).sum(1)
-        np.testing.assert_allclose(shift.kl_aligned_base[rows], kl, **close)
-        kl = (np.exp(b) * (b - q)).sum(1)
-        np.testing.assert_allclose(shift.kl_base_aligned[rows], kl, **close)
-        np.testing.assert_allclose(shift.base_entropy[rows], -(np.exp(b) * b).sum(1), **close)
-        np.testing.assert_allclose(shift.aligned_entropy[rows], -(np.exp(q) * q).sum(1), **close)
-        top = np.argsort(-z, axis=1, kind="stable")[:, : shift.base_top_ids.shape[1]]
-        assert shift.base_top_ids[rows].tolist() == top.tolist()
+    """Every context of every answer."""
+    for number, context in enumerate(shift.contexts):
+        for i, a in enumerate(shift.answers):
+            rows = (shift.answer == i) & (shift.context == number)
+            assert shift.token_id[rows].tolist() == a.token_ids
+            assert shift.position[rows].tolist() == list(range(len(a.token_ids)))
+            if a.token_ids:
+                z = logits(base, a.base_context_ids[context.base], a.token_ids)
+                q = logits(aligned, a.aligned_context_ids[context.aligned], a.token_ids)
+                check_measures(shift, rows, z, q)
+
+
+def check_measures(shift: TokenShift, rows: np.ndarray, z: np.ndarray, z_q: np.ndarray) -> None:
+    """Against the two models' logits [n, V]."""
+    y = shift.token_id[rows]
+    pick = (np.arange(len(y)), y)
+    for side, own in (("base", z), ("aligned", z_q)):
+        z_y = own[pick][:, None]
+        p = log_softmax(own)
+        assert getattr(shift, f"{side}_rank")[rows].tolist() == (1 + (own > z_y).sum(1)).tolist()
+        assert getattr(shift, f"{side}_ties")[rows].tolist() == ((own == z_y).sum(1) - 1).tolist()
+        ids = getattr(shift, f"{side}_top_ids")[rows]
+        top = np.argsort(-own, axis=1, kind="stable")[:, : ids.shape[1]]
+        assert ids.tolist() == top.tolist()
+        close(getattr(shift, f"{side}_logprob")[rows], p[pick])
+        close(getattr(shift, f"{side}_top_logprobs")[rows], np.take_along_axis(p, top, axis=1))
+        close(getattr(shift, f"{side}_entropy")[rows], -(np.exp(p) * p).sum(1))
+    b, q = log_softmax(z), log_softmax(z_q)
+    close(shift.kl_aligned_base[rows], (np.exp(q) * (q - b)).sum(1))
+    close(shift.kl_base_aligned[rows], (np.exp(b) * (b - q)).sum(1))
+
+
+def close(ours: np.ndarray, truth: np.ndarray) -> None:
+    np.testing.assert_allclose(ours, truth, rtol=0, atol=1e-5)
 
 
 def test_every_measure_equals_full_logits(pair: tuple[Engine, Engine]) -> None:
@@ -88,10 +103,11 @@ def test_generated_answers_are_the_aligned_model_s_greedy_ones(pair: tuple[Engin
     )
     for query, a in zip(QUERIES, shift.answers, strict=True):
         context = aligned.tokenizer.encode(ALIGNED.replace("{query}", query))
-        assert a.aligned_context_ids == context
+        assert a.aligned_context_ids == {ALIGNED: context}
         z = logits(aligned, context, a.token_ids)
         assert z.argmax(1).tolist() == a.token_ids
-        assert a.base_context_ids == base.tokenizer.encode(BASE.replace("{query}", query))
+        of_base = base.tokenizer.encode(BASE.replace("{query}", query))
+        assert a.base_context_ids == {BASE: of_base}
 
 
 def test_given_answers_are_never_retokenised(pair: tuple[Engine, Engine]) -> None:
@@ -119,19 +135,91 @@ def test_a_model_against_itself_has_no_shift(pair: tuple[Engine, Engine]) -> Non
     assert np.array_equal(shift.base_logprob, shift.aligned_logprob)
 
 
-def test_summary_and_files(pair: tuple[Engine, Engine], tmp_path: Path) -> None:
-    import pyarrow.parquet as parquet
+def test_every_prompt_is_a_context_of_its_own(pair: tuple[Engine, Engine]) -> None:
+    """Three prompts of the base, two of the aligned model, one of which writes the answers."""
+    base, aligned = pair
+    shift = token_shift(
+        base,
+        aligned,
+        QUERIES,
+        base_prompt={"raw": "raw", "q": BASE, "as is": "same"},
+        aligned_prompt={"chat": ALIGNED, "short": "{query} "},
+        params=SamplingParams(max_tokens=7, ignore_eos=True),
+        top_k=3,
+    )
+    names = [c.name for c in shift.contexts]
+    assert names == [f"{b} / {a}" for a in ("chat", "short") for b in ("raw", "q", "as is")]
+    check_against_logits(shift, base, aligned)
+    for query, a in zip(QUERIES, shift.answers, strict=True):
+        assert a.base_context_ids["as is as short"] == a.aligned_context_ids["short"]
+        assert a.base_context_ids["raw"] == base.tokenizer.encode(query)
+    alone = token_shift(
+        base, aligned, QUERIES, base_prompt=BASE, aligned_prompt=ALIGNED, top_k=3,
+        answers=[a.token_ids for a in shift.answers],
+    )  # fmt: skip
+    one = shift.only("q / chat")
+    assert [c.name for c in one.contexts] == ["q / chat"]
+    for name in ARRAYS:
+        assert np.array_equal(getattr(one, name), getattr(alone, name)), name
+    with pytest.raises(ParameterError, match="no context 'q'; there are raw / chat, "):
+        shift.only("q")
 
+
+def test_samples_are_answers_of_their_own(pair: tuple[Engine, Engine]) -> None:
+    base, aligned = pair
+    params = SamplingParams(max_tokens=9, n=3, temperature=1.0, seed=5, ignore_eos=True)
+    shift = token_shift(
+        base, aligned, QUERIES, base_prompt=BASE, aligned_prompt=ALIGNED, params=params
+    )
+    assert [(a.id, a.sample) for a in shift.answers] == [
+        (i, s) for i in (1, 2, 3) for s in range(3)
+    ]
+    assert len({tuple(a.token_ids) for a in shift.answers}) > 3
+    check_against_logits(shift, base, aligned)
+
+
+@pytest.mark.parametrize("length", [1, 2, 63, 65, 500, 2000])
+def test_answers_of_any_length_against_transformers(
+    length: int, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    """The independent computation: another program's full logits, in fp64; ranks are exact."""
+    settings = {"max_position_embeddings": 2048}
+    folders = [
+        tiny_model(folder=name, seed=seed, **settings) for name, seed in (("base", 3), ("tuned", 4))
+    ]
+    ids = np.random.default_rng(length).integers(3, 320, length).tolist()
+    with ExitStack() as stack:
+        base, aligned = (
+            stack.enter_context(Engine(f, device="reference", kv_cache_gib=0.05)) for f in folders
+        )
+        shift = token_shift(
+            base,
+            aligned,
+            ["why?"],
+            base_prompt=BASE,
+            aligned_prompt=ALIGNED,
+            answers=[ids],
+            top_k=5,
+        )
+    (a,) = shift.answers
+    contexts = a.base_context_ids[BASE], a.aligned_context_ids[ALIGNED]
+    z, z_q = (
+        oracle_logits(folder, context + ids[:-1], "float64")[len(context) - 1 :]
+        for folder, context in zip(folders, contexts, strict=True)
+    )
+    check_measures(shift, np.ones(length, bool), z, z_q)
+
+
+def test_summary_files_and_page(pair: tuple[Engine, Engine], tmp_path: Path) -> None:
     base, aligned = pair
     params = SamplingParams(max_tokens=20, ignore_eos=True)
     shift = token_shift(
         base, aligned, QUERIES, base_prompt=BASE, aligned_prompt=ALIGNED, params=params, top_k=3
     )
-    summary = shift.summary(window=16)
-    assert sum(summary["overall"].values()) == pytest.approx(1)
-    assert [w["tokens"] for w in summary["by_position"]] == [48, 12]
+    (context,) = shift.summary(most=1000)["contexts"]
+    assert sum(context["overall"][name]["value"] for name in CLASSES) == pytest.approx(1)
     shifted = int((shift.base_rank > 3).sum())
-    assert sum(t["count"] for t in shift.summary(most=1000)["most_shifted"]) == shifted
+    assert sum(t["count"] for t in context["most_shifted"]) == shifted
     shift.save(tmp_path / "run")
     table = parquet.read_table(tmp_path / "run" / "tokens.parquet").to_pydict()
     assert table["base_rank"] == shift.base_rank.tolist()
@@ -140,34 +228,39 @@ def test_summary_and_files(pair: tuple[Engine, Engine], tmp_path: Path) -> None:
     lines = (tmp_path / "run" / "answers.jsonl").read_text().splitlines()
     assert [json.loads(line)["token_ids"] for line in lines] == [a.token_ids for a in shift.answers]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["tokens"] == 60
+    shift.html(tmp_path / "page.html", about={"base": "random"})
+    assert "<title>Token shift</title>" in (tmp_path / "page.html").read_text()
+    assert {p.suffix for p in shift.plots(tmp_path / "plots")} == {".png", ".svg"}
 
 
-def test_two_vocabularies_are_refused(tiny_model: TinyModel) -> None:
-    with (
-        Engine(tiny_model(folder="a", vocab_size=300)) as a,
-        Engine(tiny_model(folder="b", vocab_size=332)) as b,
-        pytest.raises(ParameterError, match=r"300 tokens and the aligned one 332"),
-    ):
-        token_shift(a, b, ["x"], base_prompt=BASE)
+def test_no_queries_are_no_rows(pair: tuple[Engine, Engine], tmp_path: Path) -> None:
+    shift = token_shift(*pair, [], base_prompt=BASE, aligned_prompt=ALIGNED, top_k=2)
+    assert shift.answers == [] and shift.base_top_ids.shape == (0, 2)
+    shift.save(tmp_path)
+    assert TokenShift.load(tmp_path).token_id.size == 0
 
 
 def test_clear_errors(pair: tuple[Engine, Engine]) -> None:
     base, aligned = pair
     with pytest.raises(ParameterError, match="2 answers for 1 queries"):
         token_shift(base, aligned, ["x"], base_prompt=BASE, answers=["a", "b"])
-    with pytest.raises(ParameterError, match="n=2"):
-        token_shift(
-            base,
-            aligned,
-            ["x"],
-            base_prompt=BASE,
-            aligned_prompt=BASE,
-            params=SamplingParams(n=2, temperature=1.0),
-        )
     with pytest.raises(ParameterError, match="answer token id 100000"):
         token_shift(base, aligned, ["x"], base_prompt=BASE, aligned_prompt=BASE, answers=[[100000]])
     with pytest.raises(PromptError, match="has no tokens"):
         token_shift(base, aligned, ["x"], base_prompt=lambda q: [], aligned_prompt=BASE)
+    with pytest.raises(ParameterError, match=r"top_k=321: must be between 0 and .* 320"):
+        token_shift(base, aligned, ["x"], base_prompt=BASE, aligned_prompt=BASE, top_k=321)
+    with pytest.raises(ParameterError, match="prompts by name: at least one"):
+        token_shift(base, aligned, ["x"], base_prompt={}, aligned_prompt=BASE)
+    with pytest.raises(ParameterError, match="a prompt is one of chat, raw, zero-shot, a template"):
+        token_shift(base, aligned, ["x"], base_prompt=BASE, aligned_prompt="no place for it")
+    long = "word " * 300
+    with pytest.raises(PromptError, match=r"queries\[0\] is too long: \d+ tokens too many"):
+        token_shift(base, aligned, [long], base_prompt=BASE, aligned_prompt=BASE)
+    with pytest.raises(PromptError, match=r"an answer of 600 tokens, where .* room for 5"):
+        token_shift(
+            base, aligned, ["x"], base_prompt=BASE, aligned_prompt=BASE, answers=[[5] * 600]
+        )
 
 
 def test_a_head_that_is_not_finite_is_named_by_query_and_position(

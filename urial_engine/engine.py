@@ -6,13 +6,14 @@ It reads what callers pass, hands requests to the scheduler, and turns the resul
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import replace
+from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from .backends import HeadComparison, choose_device, open_backend
+from .backends import choose_device, open_backend
 from .backends.base import F32, I32
 from .checkpoint import Checkpoint
 from .engine_inputs import Prompt, PromptReader, as_list, context_length, each_params
@@ -21,6 +22,7 @@ from .engine_prefix import pin_prefix
 from .engine_progress import progress_bar
 from .engine_runner import Runner
 from .errors import ParameterError, PromptError, UrialError
+from .head import Head
 from .kv_cache import KVCache, common_run
 from .kv_cache_budget import cache_blocks
 from .outputs import RequestOutput, ScoreOutput, StreamEvent
@@ -68,6 +70,16 @@ class Engine:
                 raise ParameterError(f"{name}={value}: must be at least 1")
         if prefix_dir is not None and not prefix:
             raise ParameterError(f"prefix_dir={str(prefix_dir)!r} without a prefix to keep in it")
+        # As it was opened: a head alone must compute as this engine does.
+        self._head = partial(
+            Head,
+            model,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            isa=isa,
+            invariant=invariant,
+        )
         self.prompt = prefix if isinstance(prefix, UrialPrompt) else None
         self.prefix = prefix.text if isinstance(prefix, UrialPrompt) else prefix or ""
         with Checkpoint.open(model) as checkpoint:
@@ -231,18 +243,20 @@ class Engine:
         self._runner.run(requests)
         return [np.concatenate(request.kept or []) for request in requests]
 
-    def compare(
-        self, hidden: F32, targets: I32, top_k: int, aligned: Engine, aligned_hidden: F32
-    ) -> HeadComparison:
-        """What this model's head (the base) and that of `aligned` say of the same tokens.
+    @property
+    def identity(self) -> dict[str, object]:
+        """All of it that changes the bits of a result, beside the prefix."""
+        own = {name: self.info[name] for name in ("weights", "device", "isa", "dtype", "context")}
+        tokenizer = self.tokenizer.fingerprint
+        return {"config": asdict(self.config), "tokenizer": tokenizer, **own}
 
-        hidden, aligned_hidden: [M, C] of each, as `hidden_states` gives them; targets [M].
-        """
-        with ExitStack() as stack:
-            # In one order everywhere, so that two callers never wait for each other.
-            for engine in sorted({self, aligned}, key=id):
-                stack.enter_context(engine._runner.exclusive())
-            return self.backend.compare(hidden, targets, top_k, aligned.backend, aligned_hidden)
+    def open_head(self, rows: I32 | None = None) -> Head:
+        """The model's head once more, by itself; `rows` as `Head` has them."""
+        return self._head(rows=rows)
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Nobody else works meanwhile: for who calls the backend itself."""
+        return self._runner.exclusive()
 
     def close(self) -> None:
         """Free the weights, the cache and the threads. Any use after that is an UrialError."""

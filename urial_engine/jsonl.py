@@ -93,8 +93,9 @@ class Results:
     note: what a person should know about its repair, or None.
     """
 
-    def __init__(self, path: Path, parameters: Json, expected: Mapping[Id, Json]) -> None:
+    def __init__(self, path: Path, parameters: Json | None, expected: Mapping[Id, Json]) -> None:
         """`expected` has, for each id of the input, the fields with which its result row begins.
+        `parameters`: None where the caller keeps a header of its own.
 
         A file of an earlier run is taken up. `ParameterError` where that run had other parameters,
         or a row in it is damaged or does not come from this input; then nothing is changed.
@@ -104,7 +105,8 @@ class Results:
         try:
             self._lock(path)
             self.finished, end, size = _scan(path, self._file, expected)
-            _check_header(path, parameters, started=size > 0)
+            if parameters is not None:
+                _check_header(path, parameters, started=size > 0)
             self._repair(path, end, size)
         except BaseException:
             self._file.close()
@@ -201,13 +203,33 @@ def _check_header(path: Path, parameters: Json, *, started: bool) -> None:
             f"{path} holds rows, but {header} does not say with what they were made ({error}); "
             "give another --out"
         ) from None
-    differing = [
-        f"{name} ({_brief(value)} then, {_brief(wanted.get(name))} now)"
-        for name, value in _differences(given, wanted | dict.fromkeys(given.keys() - wanted))
-    ]
+    every = wanted | dict.fromkeys(given.keys() - wanted)
+    _refuse(path, [(n, v, wanted.get(n)) for n, v in _differences(given, every)])
+
+
+def settle(header: Path, parameters: Json, names: Json) -> None:
+    """What a header says of a run must be what it says now; what it does not say yet is added, and
+    so are the `names` by which things went when it was begun, which may be others now."""
+    given: Json = {}
+    if header.exists():
+        try:
+            given = dict(json.loads(header.read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            raise ParameterError(
+                f"{header} does not say with what the run was made ({error}); give another --out"
+            ) from None
+    wanted = _plain({**parameters, **{n: v for n, v in names.items() if n not in given}})
+    _refuse(header, [(n, v, wanted[n]) for n, v in _differences(given, wanted) if n in given])
+    if whole := {n: v for n, v in wanted.items() if n not in given}:
+        text = json.dumps({**given, **whole}, ensure_ascii=False, indent=1)
+        write_atomically(header, f"{text}\n".encode())
+
+
+def _refuse(path: Path, differing: list[tuple[str, object, object]]) -> None:
     if differing:
+        each = (f"{name} ({_brief(then)} then, {_brief(now)} now)" for name, then, now in differing)
         raise ParameterError(
-            f"{path} was begun with other parameters: {', '.join(differing)}; "
+            f"{path} was begun with other parameters: {', '.join(each)}; "
             "give the same ones to continue it, or another --out"
         )
 

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 FENCE = "```"
+# Prompts that have a name: the query alone, and URIAL's form without instruction and examples.
+NAMED = {
+    "raw": "{query}",
+    "zero-shot": f"# Query:\n{FENCE}\n{{query}}\n{FENCE}\n\n# Answer:\n{FENCE}\n",
+}
 Form = Callable[[str], str | list[int]]
 
 
@@ -105,9 +110,9 @@ def prompt_form(
     """How a query becomes what the model reads: a text, or token ids where a chat template does it.
 
     `spec`: `"chat"` (the model's own chat template; token ids, since it writes its special tokens
-    itself), a template that holds `{query}`, a `UrialPrompt`, or a function. `prefix`: the text
-    that the engine puts before every text; a `UrialPrompt` of that text then gives only what
-    follows it. Raises `ParameterError` for anything else.
+    itself), a name of NAMED, a template that holds `{query}`, a `UrialPrompt`, or a function.
+    `prefix`: the text that the engine puts before every text; a `UrialPrompt` of that text then
+    gives only what follows it. Raises `ParameterError` for anything else.
     """
     if isinstance(spec, UrialPrompt):
         before = "" if prefix == spec.text else spec.text
@@ -116,11 +121,11 @@ def prompt_form(
         return lambda query: tokenizer.encode(
             tokenizer.render_chat([{"role": "user", "content": query}]), add_special_tokens=False
         )
-    if isinstance(spec, str) and "{query}" in spec:
-        return lambda query: spec.replace("{query}", query)
+    if isinstance(spec, str) and "{query}" in (template := NAMED.get(spec, spec)):
+        return lambda query: template.replace("{query}", query)
     if callable(spec):
         return spec
     raise ParameterError(
-        f'a prompt is "chat", a template that holds {{query}}, a UrialPrompt or a function,'
-        f" not {spec!r}"
+        f"a prompt is one of {', '.join(('chat', *NAMED))}, a template that holds {{query}}, a"
+        f" UrialPrompt or a function, not {spec!r}"
     )

@@ -2,34 +2,32 @@
 
 Enters: a base and an aligned engine (or one engine twice, under two contexts) and queries. Leaves:
 for every answer token the base model's rank, log-probabilities under both, KL both ways, entropies
-and the base's top-k (arXiv 2312.01552, section 2), from one teacher-forced pass a model; the logits
-of a position are never held.
+and the top-k of both (arXiv 2312.01552, section 2), from one teacher-forced pass a model and
+context; the logits of a position are never held.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from .backends.base import HeadComparison
-from .errors import NumericsError, ParameterError, PromptError
-from .prompt import prompt_form
+from .errors import ParameterError
+from .head import compare_heads
+from .outputs import CompletionOutput
+from .prompt import FENCE, UrialPrompt
 from .sampling import SamplingParams
-from .token_shift_result import Answer, TokenShift
+from .shift_data import Answer
+from .sources import Probe
+from .token_shift_measure import Compare, groups, join, measure, read_aligned
+from .token_shift_plan import Plan, Side, named_prompts, pieces_of
+from .token_shift_result import TokenShift
 
 if TYPE_CHECKING:
     from .engine import Engine
-
-GROUP = 32  # answers whose hidden states are held at once
-
-
-class _Completion(NamedTuple):
-    text: str
-    token_ids: list[int]
-    finish_reason: str | None
 
 
 def token_shift(
@@ -42,154 +40,149 @@ def token_shift(
     params: SamplingParams | None = None,
     answers: Sequence[str | Sequence[int]] | None = None,
     top_k: int = 10,
+    map_tokens: Mapping[str, str] | None = None,
+    published: bool = False,
     progress: bool = False,
 ) -> TokenShift:
     """The aligned model answers each query under its own template; the base model reads the query
     under its template and the answer's token ids; each answer token gets its rank,
     log-probabilities and divergences.
 
-    `base` and `aligned` may be one engine: then it is the prompt's shift that is measured. A
-    prompt is a `UrialPrompt`, a template with {query}, "chat", or a callable. `answers` are token
-    ids, or texts that the aligned tokenizer splits; None generates them (greedily unless `params`
-    says otherwise). Raises `ParameterError` for two models that do not share a vocabulary.
+    `base` and `aligned` may be one engine: then it is the prompt's shift that is measured. A prompt
+    is what `prompt_form` takes, or "same" for the base: what the aligned model reads. A mapping of
+    names to prompts measures each of them, a context a pair; the first of the aligned ones writes
+    the answers. `answers` are token ids, or texts that the aligned tokenizer splits; None generates
+    them (greedily unless `params` says otherwise; `params.n` of each query).
+
+    Raises `ParameterError` for two models that do not share a vocabulary; see `SharedVocabulary`
+    for what is shared, and `map_tokens`. `published` measures once more in the conventions of the
+    published analysis code, see `Published`.
     """
-    queries = [queries] if isinstance(queries, str) else queries
-    if not 0 <= top_k <= base.config.vocab_size:
-        raise ParameterError(
-            f"top_k={top_k}: must be between 0 and the vocabulary's {base.config.vocab_size}"
-        )
+    sides = side_of(base, base_prompt), side_of(aligned, aligned_prompt)
+    plan = Plan.make(*sides, top_k, map_tokens=map_tokens, published=published)
+    probes = _probes(queries, answers)
+    params = params or SamplingParams(max_tokens=256)
+    return shift_of(plan, base, aligned, probes, params, progress=progress)
+
+
+def shift_of(
+    plan: Plan,
+    base: Engine,
+    aligned: Engine,
+    probes: Sequence[Probe],
+    params: SamplingParams,
+    *,
+    progress: bool = False,
+) -> TokenShift:
+    """What the plan asks of two open engines; answers are generated where the probes have none."""
+    if probes and is_given(probes[0]):
+        told = [plan.given(probe) for probe in probes]
+    else:
+        told = _generate(plan, aligned, probes, params, progress)
+    with ExitStack() as stack:
+        compare = heads_in_memory(plan, base, aligned, stack)
+        parts = [
+            measure(plan, base, compare, group, read_aligned(plan, aligned, group))
+            for group in groups(told)
+        ]
+    return TokenShift.of(join(parts or [measure(plan, base, compare, [], {})]))
+
+
+def side_of(engine: Engine, prompts: Any) -> Side:
+    """The texts of an engine."""
+    named = named_prompts(prompts)
+    return Side(engine.tokenizer, engine.context, engine.config.vocab_size, named)
+
+
+def heads_in_memory(plan: Plan, base: Engine, aligned: Engine, stack: ExitStack) -> Compare:
+    """Both engines' own heads; where the vocabularies differ, heads of the shared tokens."""
+    heads = (
+        [base, aligned]
+        if plan.shared.whole
+        else [
+            stack.enter_context(engine.open_head(rows))
+            for engine, rows in ((base, plan.shared.base_ids), (aligned, plan.shared.aligned_ids))
+        ]
+    )
+    return lambda hidden, targets, k, other: compare_heads(
+        heads[0], hidden, targets, k, heads[1], other
+    )
+
+
+def _probes(
+    queries: str | Sequence[str], answers: Sequence[str | Sequence[int]] | None
+) -> list[Probe]:
+    queries = [queries] if isinstance(queries, str) else list(queries)
     if answers is not None and len(answers) != len(queries):
         raise ParameterError(f"{len(answers)} answers for {len(queries)} queries; give one each")
-    _check_sizes(base, aligned)
-    of_base = _contexts(base, base_prompt, queries)
-    of_aligned = _contexts(aligned, aligned_prompt, queries)
-    if answers is None:
-        done = _generate(aligned, of_aligned, params or SamplingParams(max_tokens=256), progress)
-    else:
-        done = [_given(aligned, answer) for answer in answers]
-    told = [
-        Answer(query, c.text, c.token_ids, b, a, c.finish_reason)
-        for query, c, b, a in zip(queries, done, of_base, of_aligned, strict=True)
+    given: Sequence[Any] = answers if answers is not None else [None] * len(queries)
+    return [
+        Probe(
+            id=i + 1,
+            query=query,
+            answer=own if isinstance(own, str) else None,
+            answer_token_ids=None if own is None or isinstance(own, str) else list(own),
+            prompt=None,
+            dataset=None,
+            generator=None,
+            sample=0,
+            where=f"queries[{i}]",
+        )
+        for i, (query, own) in enumerate(zip(queries, given, strict=True))
     ]
-    _check_tokens(base, aligned, told)
-    return _assemble(aligned, told, list(_compare(base, aligned, told, top_k)), top_k)
-
-
-def _contexts(engine: Engine, prompt: Any, queries: Sequence[str]) -> list[list[int]]:
-    """What stands before each answer."""
-    form, contexts = prompt_form(prompt, engine.tokenizer), []
-    for query in queries:
-        given = form(query)
-        ids = engine.tokenizer.encode_prompt(given) if isinstance(given, str) else list(given)
-        if not ids:
-            raise PromptError(
-                f"the context of query {query!r} has no tokens; one must stand before an answer"
-            )
-        contexts.append(ids)
-    return contexts
-
-
-def _given(aligned: Engine, answer: str | Sequence[int]) -> _Completion:
-    if isinstance(answer, str):
-        ids = aligned.tokenizer.encode(answer, add_special_tokens=False)
-        return _Completion(answer, ids, None)
-    return _Completion(aligned.tokenizer.decode(list(answer)), list(answer), None)
 
 
 def _generate(
-    aligned: Engine, contexts: list[list[int]], params: SamplingParams, progress: bool
-) -> list[_Completion]:
-    if params.n != 1:
-        raise ParameterError(f"n={params.n}: token_shift follows one answer a query")
-    outputs = aligned.generate(contexts, params, progress=progress) if contexts else []
+    plan: Plan, aligned: Engine, probes: Sequence[Probe], params: SamplingParams, progress: bool
+) -> list[Answer]:
+    """Under the first of the aligned prompts."""
+    asked = [question(plan, probe, params) for probe in probes]
+    contexts, each = [ids for ids, _ in asked], [own for _, own in asked]
+    outputs = aligned.generate(contexts, each, progress=progress) if contexts else []
     if not all(output.finished for output in outputs):
         # Ctrl-C: generate() came back early, and a cut answer would count as a whole one.
         raise KeyboardInterrupt
-    first = [output.outputs[0] for output in outputs]
-    return [_Completion(o.text, list(o.token_ids), o.finish_reason) for o in first]
+    return [
+        written(plan, probe, o)
+        for probe, output in zip(probes, outputs, strict=True)
+        for o in output.outputs
+    ]
 
 
-def _check_sizes(base: Engine, aligned: Engine) -> None:
-    mine, theirs = base.config.vocab_size, aligned.config.vocab_size
-    if mine != theirs:
-        raise ParameterError(
-            f"the base model has {mine} tokens and the aligned one {theirs}; "
-            "ranks and KL compare two distributions over one vocabulary"
-        )
+def is_given(probe: Probe) -> bool:
+    """Whether it brings an answer; of a file all do, or none."""
+    return probe.answer is not None or probe.answer_token_ids is not None
 
 
-def _check_tokens(base: Engine, aligned: Engine, answers: list[Answer]) -> None:
-    """The same id must be the same token in both, or a rank would be that of another word."""
-    size = base.config.vocab_size
-    for i in sorted({i for a in answers for i in a.token_ids}):
-        if not 0 <= i < size:
-            raise ParameterError(f"answer token id {i} is outside the vocabulary of {size}")
-        mine, theirs = base.tokenizer.token_text(i), aligned.tokenizer.token_text(i)
-        if mine != theirs:
-            raise ParameterError(
-                f"token id {i} is {theirs!r} in the aligned model and {mine!r} in the base model; "
-                "a token shift needs two models of one vocabulary"
-            )
-
-
-def _compare(
-    base: Engine, aligned: Engine, answers: list[Answer], top_k: int
-) -> Iterator[HeadComparison]:
-    """A group of answers at a time: one teacher-forced pass a model, then both heads at once."""
-    answers = [a for a in answers if a.token_ids]
-    for start in range(0, len(answers), GROUP):
-        group = answers[start : start + GROUP]
-        hidden = _read(base, group, [a.base_context_ids for a in group])
-        other = _read(aligned, group, [a.aligned_context_ids for a in group])
-        targets = np.array([i for a in group for i in a.token_ids], np.int32)  # [n]
-        try:
-            yield base.compare(hidden, targets, top_k, aligned, other)
-        except NumericsError as error:
-            ends = np.cumsum([len(a.token_ids) for a in group])
-            which = int(np.searchsorted(ends, error.row, side="right"))
-            position = error.row - int(ends[which]) + len(group[which].token_ids)
-            raise NumericsError(
-                f"query {group[which].query!r}: a head gives a value that is not finite at answer "
-                f"token {position}; look for NaN or inf in the two checkpoints",
-                layer=None,
-                row=position,
-            ) from error
-
-
-def _read(engine: Engine, group: list[Answer], contexts: list[list[int]]) -> Any:
-    """Hidden states [n, C] that choose the answers' tokens, all answers behind each other."""
-    texts = [c + a.token_ids[:-1] for c, a in zip(contexts, group, strict=True)]
-    return np.concatenate(engine.hidden_states(texts, [len(c) - 1 for c in contexts]))
-
-
-def _assemble(
-    aligned: Engine, answers: list[Answer], compared: list[HeadComparison], top_k: int
-) -> TokenShift:
-    lengths = [len(a.token_ids) for a in answers]
-    ids = np.array([i for a in answers for i in a.token_ids], np.int32)  # [N]
-    text = {i: aligned.tokenizer.token_text(i) for i in set(ids.tolist())}
-
-    def column(
-        name: str, head: str = "", dtype: type = np.float32, width: int | None = None
-    ) -> Any:
-        none: NDArray[Any] = np.empty((0,) if width is None else (0, width), dtype)
-        parts = [getattr(getattr(c, head) if head else c, name) for c in compared]
-        return np.concatenate([none, *parts])
-
-    return TokenShift(
-        answers=answers,
-        answer=np.repeat(np.arange(len(answers), dtype=np.int32), lengths),
-        position=np.array([p for n in lengths for p in range(n)], np.int32),
-        token_id=ids,
-        token=[text[i] for i in ids.tolist()],
-        base_rank=column("rank", "base", np.int32),
-        base_ties=column("ties", "base", np.int32),
-        base_logprob=column("logprob", "base"),
-        aligned_logprob=column("logprob", "aligned"),
-        kl_aligned_base=column("kl_aligned_base"),
-        kl_base_aligned=column("kl_base_aligned"),
-        base_entropy=column("entropy", "base"),
-        aligned_entropy=column("entropy", "aligned"),
-        base_top_ids=column("top_ids", "base", np.int32, top_k),
-        base_top_logprobs=column("top_logprobs", "base", np.float32, top_k),
+def question(plan: Plan, probe: Probe, params: SamplingParams) -> tuple[list[int], SamplingParams]:
+    """What the aligned model continues, and how: no longer than every context has room for, and in
+    URIAL's form with its stop strings."""
+    room = plan.room(probe)
+    most = room if params.max_tokens is None else min(params.max_tokens, room)
+    stop = params.stop_strings
+    if _fenced(plan, probe):
+        stop = (*stop, *(s for s in UrialPrompt("").stop if s not in stop))
+    return next(iter(plan.aligned.read(probe).values())), replace(
+        params, max_tokens=most, stop=stop
     )
+
+
+def written(plan: Plan, probe: Probe, output: CompletionOutput) -> Answer:
+    """An answer as it was generated; in URIAL's form without the fence that closes it, and all that
+    follows."""
+    ids, text = output.token_ids, output.text
+    if _fenced(plan, probe):
+        text = UrialPrompt("").clean(text)
+        pieces = pieces_of(plan.aligned.tokenizer, ids)
+        ends = list(accumulate(map(len, pieces)))
+        end = "".join(pieces).find(text) + len(text)
+        ids = ids[: bisect_left(ends, end) + 1] if text else []
+    return plan.answer(
+        probe, ids, text=text, finish_reason=output.finish_reason, sample=output.index
+    )
+
+
+def _fenced(plan: Plan, probe: Probe) -> bool:
+    """Whether the answer stands between fences: the prompt ends with one that opens."""
+    given = plan.aligned.given(probe, next(iter(plan.aligned.prompts.values())))
+    return isinstance(given, str) and given.endswith(f"\n{FENCE}\n")

@@ -154,8 +154,11 @@ class Tokenizer:
         """The same for two tokenizers exactly where every id means the same token."""
         import hashlib
 
-        tokens = [self._vocabulary.token(i) for i in range(self.vocab_size)]
-        return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps(self.tokens()).encode()).hexdigest()[:32]
+
+    def tokens(self) -> list[str | None]:
+        """Every token as the tokenizer's file writes it, by id; None where an id has none."""
+        return [self._vocabulary.token(i) for i in range(self.vocab_size)]
 
     def check_fits(self, vocab_size: int) -> None:
         """Raises `TokenizerError` where an id could be produced that the weights have no row for.

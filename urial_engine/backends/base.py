@@ -120,6 +120,8 @@ class Backend(Protocol):
     variant: str  # what else changes the bits: the instruction set or the architecture; likewise
     dtype: str  # "bfloat16" | "float16" | "float32" | "float64" of weights and cache
     threads: int
+    # To which the exits round hidden states before anything else: kept so, they give the same bits.
+    hidden_dtype: str
     config: ModelConfig
     block_size: int  # tokens a block
     block_bytes: int  # bytes a block, all layers, keys and values

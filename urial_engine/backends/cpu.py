@@ -61,6 +61,8 @@ class CpuBackend:
         self.variant = _choose_isa(isa)
         self.dtype = _choose_dtype(dtype, weights.dtype)
         self.threads = _choose_threads(threads)
+        narrow = self.dtype == "bfloat16" and self.variant.endswith("_bf16")
+        self.hidden_dtype = "bfloat16" if narrow else "float32"
         c = self.config
         _check_limits(c)
         shape = {

@@ -56,7 +56,7 @@ class CudaBackend:
     ) -> None:
         self.config: ModelConfig = weights.config
         _check_limits(self.config)
-        self.dtype = _choose_dtype(dtype, weights.dtype, device)
+        self.dtype = self.hidden_dtype = _choose_dtype(dtype, weights.dtype, device)
         self._device = device
         self.variant = f"sm_{device.architecture}{' invariant' if invariant else ''}"
         self.build = f"{_sources()} torch {version('torch')} triton {version('triton')}"

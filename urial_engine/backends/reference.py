@@ -38,7 +38,7 @@ class ReferenceBackend:
         """`dtype` is "float64" or "float32", else ParameterError. Reads `weights` to the end."""
         if dtype not in ("float64", "float32"):
             raise ParameterError(f'dtype="{dtype}": "reference" has "float64" and "float32"')
-        self.dtype = dtype
+        self.dtype = self.hidden_dtype = dtype
         self.config = config = weights.config
         self.max_top_k = config.vocab_size
         names = parameter_shapes(config, weights.tied)

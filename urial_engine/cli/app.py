@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import UrialError
-from . import answer, demo, generate, model, prefix, score, shift
+from . import answer, demo, generate, model, prefix, runs, score, shift
 from .options import note
 
 
@@ -66,6 +66,8 @@ app.command()(answer.answer)
 app.command()(generate.generate)
 app.command()(score.score)
 app.command()(shift.shift)
+app.command()(runs.report)
+app.command()(runs.compare)
 app.add_typer(prefixes, name="prefix", help="Prefixes whose cache is kept on disk.")
 prefixes.command()(prefix.store)
 prefixes.command("list")(prefix.list_stored)

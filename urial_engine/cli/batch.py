@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,7 +17,6 @@ from .options import console, note
 
 if TYPE_CHECKING:
     from ..engine import Engine
-    from ..engine_inputs import Prompt
     from ..scheduler_requests import Request
 
 Fields = dict[str, Any]
@@ -42,7 +40,7 @@ def run_rows(
     `parameters`: all that the results depend on besides the rows and the engine.
     """
     begun: dict[Id, Fields] = {row.id: begin(row) for row in rows}
-    with Results(out, {**parameters, **depends_on(engine)}, begun) as results:
+    with Results(out, {**parameters, **engine.identity, "prefix": engine.prefix}, begun) as results:
         if results.note:
             note(results.note)
         pending = {row.id: request(row) for row in rows if row.id not in results.finished}
@@ -66,16 +64,6 @@ def run_rows(
     note(f"{out} has all {len(rows)} rows, {new} of them new", title="done:", style="bold green")
 
 
-def depends_on(engine: Engine) -> Fields:
-    """All of an engine that changes the bits of a result."""
-    return {
-        "config": asdict(engine.config),
-        "tokenizer": engine.tokenizer.fingerprint,
-        "prefix": engine.prefix,
-        **{name: engine.info[name] for name in ("weights", "device", "isa", "dtype", "context")},
-    }
-
-
 @contextmanager
 def rows_bar(total: int) -> Iterator[Callable[[int], None]]:
     """Yields a function that shows how many rows are done, where a person looks on."""
@@ -86,11 +74,3 @@ def rows_bar(total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=where, transient=True, disable=not where.is_terminal) as bar:
         task = bar.add_task("", total=total)
         yield lambda done: bar.update(task, completed=done)
-
-
-def given_answer(row: Row) -> Prompt | None:
-    """Its text or token ids, where the row has it."""
-    if not {"answer", "answer_token_ids"} & row.fields.keys():
-        return None
-    name = row.one_of("answer", "answer_token_ids")
-    return row.text(name) if name == "answer" else row.token_ids(name)

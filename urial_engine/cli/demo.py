@@ -122,4 +122,4 @@ def _shift(
             aligned_prompt="chat",
             params=SamplingParams(max_tokens=max_tokens),
         )
-    print_shift(out, shift, engine.tokenizer)
+    print_shift(out, shift)

@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import ParameterError
-from ..jsonl import Row, read_rows
-from .batch import given_answer
-from .options import EngineOptions, SamplingOptions, any_prompt, console, with_options
+from ..prompt import NAMED
+from ..sources import FORMATS, MALFORMED, Probe, read_probes
+from .options import EngineOptions, SamplingOptions, console, note, urial_prompt, with_options
 
 if TYPE_CHECKING:
-    from ..engine import Engine
-    from ..prompt import UrialPrompt
+    from ..token_shift_run import ShiftRun
 
-HOW = "`default` or a file (URIAL), `chat`, or a text that holds {query}."
+NAMES = ", ".join(f"`{name}`" for name in ("chat", *NAMED, "urial"))
+HOW = (
+    f"{NAMES}, a text that holds {{query}}, a URIAL prefix file, a .json file of examples, or "
+    "`given`: the prompt's text in --queries. Again for more; NAME:=PROMPT gives it a name."
+)
 Base = Annotated[str, typer.Option(help="Model whose ranks are reported.")]
 Aligned = Annotated[str, typer.Option(help="Model that answers. The same one: two contexts.")]
-BasePrompt = Annotated[str, typer.Option(help=f"How the base reads a query: {HOW}")]
-AlignedPrompt = Annotated[str, typer.Option(help=f"How the aligned model reads it: {HOW}")]
-TopK = Annotated[int, typer.Option(min=0, help="The base's likeliest tokens to keep.")]
+BasePrompt = Annotated[
+    list[str], typer.Option(help=f"How the base reads a query: `same` as the other, {HOW}")
+]
+AlignedPrompt = Annotated[list[str], typer.Option(help=f"How the aligned model reads it: {HOW}")]
+TopK = Annotated[int, typer.Option(min=0, help="Likeliest tokens of each model to keep.")]
 Queries = Annotated[
     Path,
-    typer.Option(
-        exists=True,
-        dir_okay=False,
-        help="JSON Lines with `query`, and `answer` or `answer_token_ids` where these are given; "
-        "any other file has a query on each line.",
-    ),
+    typer.Option(exists=True, dir_okay=False, help="Queries, with answers where these are given."),
 ]
-Folder = Annotated[
-    Path | None, typer.Option("--out", file_okay=False, help="Folder for all of it.")
+Format = Annotated[str, typer.Option(help=f"Of --queries: {', '.join(FORMATS)}.")]
+Malformed = Annotated[str, typer.Option(help=f"Rows of --queries: {' or '.join(MALFORMED)}.")]
+Folder = Annotated[Path | None, typer.Option("--out", file_okay=False, help="Folder of the run.")]
+Samples = Annotated[int, typer.Option(min=1, help="Answers to each query (with a temperature).")]
+Published = Annotated[
+    bool, typer.Option("--paper", help="Also as the published code counts, and what that changes.")
+]
+Sequential = Annotated[bool, typer.Option("--sequential", help="Never both models in memory.")]
+MapToken = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TOKEN=BASE", help="A token of the aligned model that is one of the base."
+    ),
 ]
 
 
@@ -47,53 +57,105 @@ def shift(
     engine: EngineOptions,
     sampling: SamplingOptions,
     out: Folder = None,
-    base_prompt: BasePrompt = "default",
-    aligned_prompt: AlignedPrompt = "chat",
+    base_prompt: BasePrompt = ["zero-shot", "urial"],  # noqa: B006  (typer takes it as a default)
+    aligned_prompt: AlignedPrompt = ["chat"],  # noqa: B006
+    format: Format = "auto",
+    malformed: Malformed = "refuse",
+    samples: Samples = 1,
     top_k: TopK = 10,
+    paper: Published = False,
+    sequential: Sequential = False,
+    map_token: MapToken = None,
 ) -> None:
     """Token shift: the rank of each token of the aligned model's answers under the base model.
 
-    With --out, a run that was killed is taken up: answers.jsonl has a row for each query whose
-    answer is measured, tokens.parquet and summary.json are made when it has all of them. Where a
-    temperature is given without a seed, one is drawn for the whole run and kept.
+    With --out, a run that was killed is taken up, and more queries are added to it. The folder has
+    page.html, plots, summary.json, answers.jsonl, tokens.parquet and run.json. Where a temperature
+    is given without a seed, one is drawn for the whole run and kept.
     """
-    if out is not None and find_spec("pyarrow") is None:
-        raise ParameterError("--out needs pyarrow: pip install 'urial-engine[analysis]'")
-    params = sampling.params()
-    rows = _read(queries)
-    forms = any_prompt(base_prompt), any_prompt(aligned_prompt)
+    if sequential and out is None:
+        raise ParameterError("--sequential needs --out: a folder that hidden states are kept in")
+    lacking = [name for name in ("pyarrow", "matplotlib") if find_spec(name) is None]
+    if out is not None and lacking:
+        raise ParameterError(
+            f"--out needs {' and '.join(lacking)}: pip install 'urial-engine[analysis]'"
+        )
+    params = sampling.params(n=samples)
+    probes = _read(queries, format, malformed)
 
-    from .shift_run import Run
+    from ..token_shift_models import Model, Models
+    from ..token_shift_plan import Plan
+    from ..token_shift_run import ShiftRun
+
+    options = asdict(engine)
+    models = Models(
+        Model(base, options, _prompts("base", base_prompt)),
+        Model(aligned, options, _prompts("aligned", aligned_prompt)),
+        sequential,
+    )
+    same = dict(_pair(pair) for pair in map_token or [])
+    plan = Plan.make(
+        models.base.side(), models.aligned.side(), top_k, map_tokens=same, published=paper
+    )
+    run = ShiftRun(models, plan, params, same)
+    _keep(run, out, probes) if out else _show(run, probes)
+
+
+def _keep(run: ShiftRun, out: Path, probes: list[Probe]) -> None:
+    from ..token_shift_report import write_report
+    from .shift_bar import run_bar
+    from .shift_view import print_summary
+
+    with run_bar() as show:
+        run.into(out, probes, show)
+    print_summary(console(), write_report(out))
+    note(f"{out / 'page.html'} shows it all", title="done:", style="bold green")
+
+
+def _show(run: ShiftRun, probes: list[Probe]) -> None:
+    from ..token_shift import shift_of
     from .shift_view import print_shift
 
-    with ExitStack() as stack:
-        models = [stack.enter_context(_open(engine, base, forms[0]))]
-        if not _same(base, aligned):
-            models.append(stack.enter_context(_open(engine, aligned, forms[1])))
-        run = Run((models[0], models[-1]), forms, params, top_k)
-        whole = run.kept(rows, out, engine.max_batch) if out else run.measure(rows, shown=True)
-        print_shift(console(), whole, models[-1].tokenizer)
+    with run.models.opened() as (base, aligned):
+        shown = console().is_terminal
+        shift = shift_of(run.plan, base, aligned, probes, run.params, progress=shown)
+    print_shift(console(), shift)
 
 
-def _open(engine: EngineOptions, model: str, form: UrialPrompt | str) -> Engine:
-    """Only a URIAL prompt has a prefix that could be kept."""
-    return (replace(engine, prefix_dir=None) if isinstance(form, str) else engine).open(model, form)
+def _read(path: Path, format: str, malformed: str) -> list[Probe]:
+    """The queries; what of them was left out is said."""
+    read = read_probes(path, format=format, malformed=malformed)
+    for row in read.skipped:
+        note(f"left out: {row.where}: {row.why}")
+    return read.probes
 
 
-def _same(base: str, aligned: str) -> bool:
-    return base == aligned or Path(base).resolve() == Path(aligned).resolve()
+def _prompts(side: str, specs: list[str]) -> dict[str, Any]:
+    """By name; what has none is called after itself."""
+    prompts: dict[str, Any] = {}
+    for spec in specs:
+        name, given, prompt = spec.rpartition(":=")
+        if not given:
+            is_file = not (prompt in ("chat", "same", "given", *NAMED) or "{query}" in prompt)
+            name = Path(prompt).stem if is_file else prompt
+        if name in prompts:
+            raise ParameterError(f"--{side}-prompt {spec}: two prompts are called {name}")
+        prompts[name] = _prompt(prompt)
+    return prompts
 
 
-def _read(path: Path) -> list[Row]:
-    """The queries, checked; all have an answer, or none."""
-    if path.suffix != ".jsonl":
-        lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
-        rows = [Row(i, {"query": text}, f"{path}:{i}") for i, text in lines if text.strip()]
-    else:
-        rows = read_rows(path)
-    if not [row.text("query") for row in rows]:
-        raise ParameterError(f"{path} has no queries")
-    given = sum(given_answer(row) is not None for row in rows)
-    if given not in (0, len(rows)):
-        raise ParameterError(f"{path}: {given} of {len(rows)} rows have an answer")
-    return rows
+def _prompt(spec: str) -> Any:
+    if spec in ("chat", "same", "given", *NAMED) or "{query}" in spec:
+        return spec
+    if spec.endswith(".json"):
+        from ..prompt_examples import ExamplePrompt
+
+        return ExamplePrompt.load(spec)
+    return urial_prompt("default" if spec == "urial" else spec)
+
+
+def _pair(spec: str) -> tuple[str, str]:
+    token, equals, name = spec.partition("=")
+    if not (token and equals and name):
+        raise ParameterError(f"--map-token {spec}: write TOKEN=BASE, such as '<|im_end|>=</s>'")
+    return token, name

@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..token_shift_result import CLASSES
+from ..shift_data import CLASSES
 
 if TYPE_CHECKING:
+    from ..shift_data import ShiftData
     from ..token_shift_result import TokenShift
-    from ..tokenizer import Tokenizer
 
 # By class. A terminal shows a style that needs no colour to be told apart, a file shows marks.
 STYLES = ("", "underline yellow", "bold reverse red")
 MARKS = (("", ""), ("‹", "›"), ("«", "»"))
 MEANINGS = ("the base's first choice too", "its second or third", "further down")
+POSITIONS = 6  # ranges of positions that are shown
+MOST = 12  # tokens
 
 
-def print_shift(console: Console, shift: TokenShift, tokenizer: Tokenizer) -> None:
-    """Every answer with its tokens marked, then what they sum up to."""
+def print_shift(console: Console, shift: TokenShift) -> None:
+    """Every answer with its tokens marked, under each context, then what they sum up to."""
     console.print(legend(marked=not console.is_terminal))
+    several = len(shift.contexts) > 1
     for index, answer in enumerate(shift.answers):
         console.print(Text(f"\n▸ {answer.query}", style="bold cyan"))
-        console.print(answer_text(shift, index, tokenizer, marked=not console.is_terminal))
+        for number, context in enumerate(shift.contexts):
+            if several:
+                console.print(Text(context.name, style="dim"))
+            console.print(answer_text(shift, index, number, marked=not console.is_terminal))
     console.print()
-    for table in (ratios(shift), most_shifted(shift)):
-        console.print(table)
+    print_summary(console, shift.summary(most=MOST))
+
+
+def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
+    """The ratios of each context, and what is shifted most."""
+    several = len(summary["contexts"]) > 1
+    for context in summary["contexts"]:
+        console.print(ratios(context, named=several))
+        found = context["most_shifted"][:MOST]
+        each = (f"{_name(entry['token'])} × {entry['count']}" for entry in found)
+        console.print(Text("Shifted most often: " + (", ".join(each) or "none")))
 
 
 def legend(*, marked: bool) -> Text:
@@ -41,16 +57,12 @@ def legend(*, marked: bool) -> Text:
     return Text.assemble("Each token of an answer is ", Text(", ").join(parts), ".")
 
 
-def answer_text(shift: TokenShift, index: int, tokenizer: Tokenizer, *, marked: bool) -> Text:
-    """One answer, token by token."""
-    rows = (shift.answer == index).nonzero()[0]
-    stream = tokenizer.stream(skip_special_tokens=False)
-    out = Text()
-    for row in rows:
-        # Where a character is spread over tokens it comes with the last of them.
-        piece = stream.push(int(shift.token_id[row]))
-        out.append_text(_written(piece, int(shift.shift_class[row]), marked=marked))
-    return out.append(stream.finish())
+def answer_text(data: ShiftData, index: int, context: int, *, marked: bool) -> Text:
+    """One answer, token by token. A character that is spread over tokens comes with the last."""
+    rows = ((data.answer == index) & (data.context == context)).nonzero()[0]
+    classes = data.shift_class[rows].tolist()
+    pieces = zip(data.answers[index].pieces, classes, strict=True)
+    return Text().join(_written(piece, kind, marked=marked) for piece, kind in pieces)
 
 
 def _written(text: str, kind: int, *, marked: bool) -> Text:
@@ -64,28 +76,35 @@ def _written(text: str, kind: int, *, marked: bool) -> Text:
     return Text.assemble(space, (f"{before}{body}{after}", STYLES[kind]), line_end + rest)
 
 
-def ratios(shift: TokenShift, *, window: int = 32, most: int = 4) -> Table:
-    """Shares of the classes, over all tokens and by position."""
-    summary = shift.summary(window=window)
-    table = Table(title="Token shift", title_justify="left")
+def ratios(context: Mapping[str, Any], *, named: bool = False) -> Table:
+    """Shares of the classes with their intervals over all tokens, and by position."""
+    title = f"Token shift: {context['name']}" if named else "Token shift"
+    table = Table(title=title, title_justify="left")
     table.add_column("tokens of an answer")
     for name in ("tokens", *CLASSES, "KL (nats)"):
         table.add_column(name, justify="right")
-    rows = [("all", {**summary, **summary["overall"]})]
-    rows += [(f"{w['from']} to {w['to'] - 1}", w) for w in summary["by_position"][:most]]
-    for name, row in rows:
-        shares = (f"{row[name]:.1%}" if name in row else "-" for name in CLASSES)
-        kl = f"{row['mean_kl_aligned_base']:.2f}"
-        table.add_row(name, str(row["tokens"]), *shares, kl)
+    _add(table, "all", context["overall"], intervals=True)
+    for row in context["by_position"][:POSITIONS]:
+        begin, end = row["from"], row["to"] - 1
+        _add(table, str(begin) if begin == end else f"{begin} to {end}", row)
     return table
 
 
-def most_shifted(shift: TokenShift) -> Text:
-    """The tokens that are shifted most often."""
-    found = shift.summary(most=12)["most_shifted"]
-    each = (f"{_name(entry['token'])} × {entry['count']}" for entry in found)
-    return Text("Shifted most often: " + (", ".join(each) or "none"))
+def _add(table: Table, name: str, row: Mapping[str, Any], *, intervals: bool = False) -> None:
+    shares = [_share(row[kind], intervals=intervals) for kind in CLASSES]
+    kl = row["kl_aligned_base"]["value"]
+    table.add_row(name, str(row["tokens"]), *shares, "-" if kl is None else f"{kl:.2f}")
+
+
+def _share(band: Mapping[str, Any], *, intervals: bool) -> str:
+    value, low, high = (band[name] for name in ("value", "low", "high"))
+    if value is None:
+        return "-"
+    if intervals and low is not None:
+        return f"{value:.1%} ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{value:.1%}"
 
 
 def _name(token: str) -> str:
-    return token.strip(" ").replace("\n", "↵") or "␣"
+    shown = token.strip(" ").replace("\n", "↵") or "␣"
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in shown)

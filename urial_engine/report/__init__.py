@@ -1,0 +1,1 @@
+"""A token shift goes in; what people read comes out: summaries, comparisons, plots and the page."""

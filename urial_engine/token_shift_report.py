@@ -1,0 +1,72 @@
+"""A run's folder goes in; its summary, its plots and its page come out, in the same folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import ParameterError
+from .report.diversity import diversity
+from .report.page import write_page
+from .report.plots import write_plots
+from .report.summary import summarize
+from .shift_data import ShiftData
+from .token_shift_files import SUMMARY, read_folder, write_json
+from .token_shift_kept import RUN
+from .token_shift_published import published_pair
+
+PAGE, PLOTS = "page.html", "plots"
+
+
+def write_report(folder: Path, **options: Any) -> dict[str, Any]:
+    """summary.json, plots/ and page.html of a finished run; `options` are those of `summarize`.
+
+    Returns the summary. `ParameterError` where the folder holds no finished run.
+    """
+    data, made = read_folder(folder), read_header(folder)
+    summary = full_summary(data, made, **options)
+    write_json(folder / SUMMARY, summary)
+    write_plots(summary, folder / PLOTS)
+    title = f"{made['aligned_model']} against {made['base_model']}"
+    write_page(data, summary, folder / PAGE, title=f"Token shift: {title}", about=_about(made))
+    return summary
+
+
+def full_summary(data: ShiftData, made: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    """With the paper's figures where the pair is a published one, and how varied samples are."""
+    pair = published_pair(made["base_model"], made["aligned_model"])
+    return {
+        **summarize(data, **options),
+        "published_ratios": [pair] if pair else None,
+        "diversity": diversity(data.answers),
+    }
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """What run.json says of a run. `ParameterError` where it cannot be read."""
+    try:
+        return dict(json.loads((folder / RUN).read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ParameterError(f"{folder} is no run: its {RUN} cannot be read: {error}") from None
+
+
+def _about(made: Mapping[str, Any]) -> dict[str, str]:
+    """For the head of the page."""
+    about = {}
+    for side in ("base", "aligned"):
+        about[f"{side} model"] = (
+            f"{made[f'{side}_model']} (weights {made[f'{side}_weights']}, {made[f'{side}_dtype']}, "
+            f"{made[f'{side}_device']} {made[f'{side}_isa']})"
+        )
+        about[f"{side} prompts"] = ", ".join(made[f"{side}_prompts"])
+    how = {n.removeprefix("sampling_"): v for n, v in made.items() if n.startswith("sampling_")}
+    shown = ("max_tokens", "temperature", "top_p", "repetition_penalty", "n", "seed")
+    about["answers"] = (
+        "generated: " + ", ".join(f"{n} {how[n]}" for n in shown if how[n] is not None)
+        if made["generated"]
+        else "given"
+    )
+    about["made by"] = f"urial-engine {made['version']}"
+    return about
