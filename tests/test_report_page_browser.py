@@ -43,6 +43,11 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def one_page(views: Views, page_file: Path) -> Any:
+    return views.open(page_file)
+
+
 def told(page: Any) -> tuple[int, int]:
     """(tokens, answers) as the page counts what the filters find."""
     text = page.inner_text("#found").replace(",", "")
@@ -53,7 +58,8 @@ def told(page: Any) -> tuple[int, int]:
 
 def test_full_size_opens_in_two_seconds_and_acts_in_a_fifth(views: Views, tmp_path: Path) -> None:
     data, path = large_shift(), tmp_path / "page.html"
-    write_page(data, summarize(data, resamples=2), path, title="Large", about={})
+    summary = summarize(made_shift(100, 600), resamples=2)  # as much to show as the large one's
+    write_page(data, summary, path, title="Large", about={})
     opened, actions = [], dict[str, list[float]]()
     for _ in range(3):
         page = views.open(path)
@@ -78,6 +84,13 @@ def test_full_size_opens_in_two_seconds_and_acts_in_a_fifth(views: Views, tmp_pa
     )
     assert usable < 2000
     assert min(actions[slowest]) < 200
+    where = max(a for a, answer in enumerate(data.answers) if len(answer.token_ids) > 9)
+    page = views.open(path, f"#context=urial&answer={where + 1}&position=9")  # of the last part
+    row = rows_of(data, where, 1).start + 9
+    rank = f"{data.base_rank[row]:,}"
+    assert page.inner_text("#detail tbody tr:first-child td >> nth=0").split(", tied")[0] == rank
+    assert f"KL(aligned ‖ base) {data.kl_aligned_base[row]:.3f}" in page.inner_text("#detail")
+    page.close()
     ours = [a for a in data.answers if a.dataset == "lima" and "9" in a.query and a.token_ids]
     assert count == (sum(min(len(a.token_ids), 10) for a in ours), len(ours))
 
@@ -154,9 +167,10 @@ def spelled(cell: str) -> str:
 )
 @pytest.mark.parametrize("context", [0, 1])
 def test_filters_find_what_a_count_finds(
-    views: Views, page_file: Path, context: int, filters: dict[str, str]
+    one_page: Any, context: int, filters: dict[str, str]
 ) -> None:
-    page = views.open(page_file)
+    page = one_page
+    page.click("[type=reset]")
     page.select_option("#context", index=context)
     for name, value in filters.items():
         page.evaluate(ACT, ["filters", name, value])
@@ -182,7 +196,7 @@ def test_filters_find_what_a_count_finds(
         assert answers == len({a for a, _ in mine})
         page.evaluate("() => window.dispatchEvent(new Event('beforeprint'))")  # fills them all
         assert page.locator(".text .hit").count() == len(mine)
-    page.close()
+        page.evaluate("() => window.dispatchEvent(new Event('afterprint'))")
 
 
 def test_the_address_keeps_the_view(views: Views, page_file: Path) -> None:

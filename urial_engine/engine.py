@@ -10,14 +10,22 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .backends import choose_device, open_backend
 from .backends.base import F32, I32
 from .checkpoint import Checkpoint
-from .engine_inputs import Prompt, PromptReader, as_list, context_length, each_params
-from .engine_outputs import about, request_output, score_output
+from .engine_inputs import (
+    Prompt,
+    PromptReader,
+    as_list,
+    check_top,
+    context_length,
+    each_params,
+)
+from .engine_outputs import about, request_outputs, score_output
 from .engine_prefix import pin_prefix
 from .engine_progress import progress_bar
 from .engine_runner import Runner
@@ -70,16 +78,6 @@ class Engine:
                 raise ParameterError(f"{name}={value}: must be at least 1")
         if prefix_dir is not None and not prefix:
             raise ParameterError(f"prefix_dir={str(prefix_dir)!r} without a prefix to keep in it")
-        # As it was opened: a head alone must compute as this engine does.
-        self._head = partial(
-            Head,
-            model,
-            device=device,
-            dtype=dtype,
-            threads=threads,
-            isa=isa,
-            invariant=invariant,
-        )
         self.prompt = prefix if isinstance(prefix, UrialPrompt) else None
         self.prefix = prefix.text if isinstance(prefix, UrialPrompt) else prefix or ""
         with Checkpoint.open(model) as checkpoint:
@@ -89,9 +87,10 @@ class Engine:
             self.tokenizer.check_fits(self.config.vocab_size)
             weights = Weights.open(checkpoint)
             device, reason = choose_device(device)
-            self.backend = open_backend(
-                device, weights, dtype=dtype, threads=threads, isa=isa, invariant=invariant
-            )
+            how: dict[str, Any] = {"dtype": dtype, "threads": threads, "isa": isa}
+            how["invariant"] = invariant
+            self.backend = open_backend(device, weights, **how)
+            self._head = partial(Head, model, device=device, **how)
         try:
             self._open(weights, kv_cache_gib, max_batch, chunk, prefix_dir)
             self.info["device_reason"] = reason
@@ -161,18 +160,13 @@ class Engine:
             for i, (item, own) in enumerate(zip(items, each, strict=True))
         ]
 
-        def outputs() -> list[RequestOutput]:
-            texts = [item if isinstance(item, str) else None for item in items]
-            each = zip(requests, texts, strict=True)
-            return [request_output(request, text, self.tokenizer) for request, text in each]
-
         try:
             with progress_bar(requests, shown=progress) as show, suppress(KeyboardInterrupt):
                 self._runner.run(requests, show)
         except UrialError as error:
-            error.outputs = outputs()
+            error.outputs = request_outputs(requests, items, self.tokenizer)
             raise
-        return outputs()
+        return request_outputs(requests, items, self.tokenizer)
 
     def answer(
         self, queries: str | Sequence[str], params: SamplingParams | None = None
@@ -222,7 +216,7 @@ class Engine:
         pairs = [as_list(prompts), as_list(continuations)]
         if len(pairs[0]) != len(pairs[1]):
             raise PromptError(f"{len(pairs[0])} prompts, {len(pairs[1])} continuations: not pairs")
-        self._check_top("top_k", top_k)
+        check_top("top_k", top_k, self.backend)
         requests = [
             self.scoring(prompt, continuation, top_k, f"prompts[{i}]")
             for i, (prompt, continuation) in enumerate(zip(*pairs, strict=True))
@@ -274,7 +268,7 @@ class Engine:
         """A checked request for `run`; `label` names it in errors."""
         ids = self._reader.read(prompt, label, room=1)
         for name in ("logprobs", "prompt_logprobs"):
-            self._check_top(name, getattr(params, name) or 0)
+            check_top(name, getattr(params, name) or 0, self.backend)
         if outside := [t for t in params.stop_token_ids if t >= self.config.vocab_size]:
             raise ParameterError(
                 f"stop_token_ids={outside}: the vocabulary has {self.config.vocab_size} tokens"
@@ -294,7 +288,7 @@ class Engine:
 
     def scoring(self, prompt: Prompt, continuation: Prompt, top_k: int, label: str) -> Request:
         """A checked request for `run`, as `score` makes them."""
-        self._check_top("top_k", top_k)
+        check_top("top_k", top_k, self.backend)
         ids, start = self._reader.read_pair(prompt, continuation, label)
         return Request(label, ids[:-1], start - 1, scored=Scored(ids[start:], top_k))
 
@@ -303,10 +297,3 @@ class Engine:
     ) -> None:
         """Until all are finished; for who takes each result as it comes, in `after_step`."""
         self._runner.run(requests, after_step)
-
-    def _check_top(self, name: str, count: int) -> None:
-        if not 0 <= count <= self.backend.max_top_k:
-            raise ParameterError(
-                f"{name}={count}: must be between 0 and {self.backend.max_top_k}, the most that "
-                f'device "{self.backend.name}" reports of {self.config.vocab_size} tokens'
-            )

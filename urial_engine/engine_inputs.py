@@ -14,6 +14,7 @@ from .errors import ParameterError, PromptError
 from .sampling import SamplingParams
 
 if TYPE_CHECKING:
+    from .backends.base import Backend
     from .config import ModelConfig
     from .tokenizer import Tokenizer
 
@@ -38,6 +39,15 @@ def each_params(
     if len(items) != count:
         raise ParameterError(f"params has {len(items)} entries for {count} prompts")
     return items
+
+
+def check_top(name: str, count: int, backend: Backend) -> None:
+    """How many of the likeliest tokens are asked for: no more than the backend reports."""
+    if not 0 <= count <= backend.max_top_k:
+        raise ParameterError(
+            f"{name}={count}: must be between 0 and {backend.max_top_k}, the most that device "
+            f'"{backend.name}" reports of {backend.config.vocab_size} tokens'
+        )
 
 
 class PromptReader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ from .scheduler_requests import Generation, Scored
 
 if TYPE_CHECKING:
     from .backends.base import Backend
+    from .engine_inputs import Prompt
     from .tokenizer import Tokenizer
     from .weights import Weights
 
@@ -31,6 +33,15 @@ def about(backend: Backend, weights: Weights, blocks: int) -> dict[str, object]:
         "kv_cache_blocks": blocks,
         "kv_cache_bytes": blocks * backend.block_bytes,
     }
+
+
+def request_outputs(
+    requests: Sequence[Generation], prompts: Sequence[Prompt], tokenizer: Tokenizer
+) -> list[RequestOutput]:
+    """What a caller of `generate` gets: one output a prompt, in their order."""
+    texts = [prompt if isinstance(prompt, str) else None for prompt in prompts]
+    each = zip(requests, texts, strict=True)
+    return [request_output(request, text, tokenizer) for request, text in each]
 
 
 def request_output(request: Generation, prompt: str | None, tokenizer: Tokenizer) -> RequestOutput:

@@ -34,7 +34,7 @@ class Size:
     recipe: Recipe = field(default_factory=Recipe)
 
 
-SMALL = Size(tuned_on=4, held_out=3, new=24, recipe=Recipe(epochs=1, batch=2))
+SMALL = Size(tuned_on=4, held_out=3, new=24, recipe=Recipe(epochs=1, batch=2, threads=1))
 
 
 def shift_of(base: Engine, other: Engine, plant: Plant, questions: list[str], new: int) -> Measured:

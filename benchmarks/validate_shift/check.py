@@ -6,7 +6,7 @@ The thresholds were fixed with seed 0 before any other seed was run.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ Ints = NDArray[np.integer[Any]]
 OWN, FIRST, REST = 0, 1, 2  # a token that is the model's own, the first of a phrase, a later one
 POSITIONS = (0, 4, 8, 16, 32, 64, 128)  # from, to
 EARLY = 8  # positions: an opening and the beginning of what follows
-LISTED = 24
+LISTED = 12
 
 
 class Measured(NamedTuple):
@@ -48,7 +48,7 @@ def most_shifted(measured: Measured) -> list[tuple[int, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def figures(measured: Measured, firsts: set[int], words: set[int]) -> dict[str, Any]:
+def figures(measured: Measured, firsts: Set[int], words: Set[int]) -> dict[str, Any]:
     """`firsts`: the ids that begin a phrase. `words`: all of the phrases' ids but punctuation.
     Shares are between 0 and 1, None where there is nothing to take a share of."""
     m, own = measured, measured.planted == OWN
@@ -83,6 +83,8 @@ def figures(measured: Measured, firsts: set[int], words: set[int]) -> dict[str, 
 def checks(found: dict[str, Any], control: dict[str, Any]) -> list[Check]:
     """`found`: `figures` of the tuned model. `control`: of the base against itself, "unshifted"
     (its share) and "phrases" (how many planted phrases its answers hold)."""
+    fade = quotient(found, "shifted_later", "shifted_early")
+    own_fade = quotient(found, "own_changed_late", "own_changed_early")
     return [
         Check("answers with the whole style", found["complete"], ">=", 0.8),
         Check("planted phrases in the base's own answers", control["phrases"], "<=", 0),
@@ -90,19 +92,9 @@ def checks(found: dict[str, Any], control: dict[str, Any]) -> list[Check]:
         Check("first tokens of phrases: shifted", found["firsts_shifted"], ">=", 0.9),
         Check("head of the most shifted list: planted", found["precision"], ">=", 0.8),
         Check("first tokens in the head of the list", found["recall"], ">=", 1.0),
-        Check("other tokens: unshifted", found["own_unshifted"], ">=", 0.8),
-        Check(
-            "shifted: later over early",
-            quotient(found, "shifted_later", "shifted_early"),
-            "<=",
-            0.5,
-        ),
-        Check(
-            "other tokens not the base's choice: last third over first",
-            quotient(found, "own_changed_late", "own_changed_early"),
-            "<=",
-            1.0,
-        ),
+        Check("not planted: unshifted", found["own_unshifted"], ">=", 0.8),
+        Check("shifted: later positions over the first 8", fade, "<=", 0.5),
+        Check("not planted and not the base's choice: last third over first", own_fade, "<=", 1.0),
     ]
 
 

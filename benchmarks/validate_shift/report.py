@@ -5,6 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+FIGURES = {
+    "tokens": "answer tokens",
+    "own_tokens": "of them not planted",
+    "own_unshifted": "not planted: unshifted",
+    "own_marginal": "not planted: marginal",
+    "own_shifted": "not planted: shifted",
+}
+
 
 def markdown(found: dict[str, Any]) -> str:
     """One table of checks and one of positions over all seeds, then each seed's style and list."""
@@ -42,27 +50,23 @@ def _figures(seeds: dict[str, Any]) -> Iterator[str]:
     yield from _table(["", *_names(seeds)])
     yield _row(["seconds of tuning", *(f"{s['tuning']['seconds']:.0f}" for s in seeds.values())])
     for name in ("tokens", "own_tokens"):
-        yield _row([name.replace("_", " "), *(s["figures"][name] for s in seeds.values())])
+        yield _row([FIGURES[name], *(s["figures"][name] for s in seeds.values())])
     for name in ("own_unshifted", "own_marginal", "own_shifted"):
-        yield _row([name.replace("_", " "), *(_number(s["figures"][name]) for s in seeds.values())])
+        yield _row([FIGURES[name], *(_number(s["figures"][name]) for s in seeds.values())])
 
 
 def _positions(seeds: dict[str, Any]) -> Iterator[str]:
     """Shifted share of all tokens, and of those that are not planted, at each range."""
-    yield from _table(["shifted, all / own, at positions", *_names(seeds)])
+    yield from _table(["shifted at positions: of all / of not planted", *_names(seeds)])
     for same in zip(*(seed["figures"]["by_position"] for seed in seeds.values()), strict=True):
         first = same[0]
         where = f"{first['from']} to {first['to'] - 1}" if first["to"] else f"from {first['from']}"
-        yield _row(
-            [where, *(f"{_number(r['shifted'])} / {_number(r['own_shifted'])}" for r in same)]
-        )
+        shares = ((_number(r["shifted"]), _number(r["own_shifted"])) for r in same)
+        yield _row([where, *map(" / ".join, shares)])
 
 
 def _list(number: str, seed: dict[str, Any]) -> Iterator[str]:
-    yield f"Seed {number}, planted: " + " … ".join(
-        f"*{part.strip()}*" for part in seed["style"].values()
-    )
-    yield ""
-    yield "Most shifted: " + ", ".join(
-        f"`{text}` {n}" for text, n in seed["figures"]["most_shifted"]
-    )
+    planted = " … ".join(f"*{phrase.strip()}*" for phrase in seed["style"].values())
+    listed = ", ".join(f"`{text}` {times}" for text, times in seed["figures"]["most_shifted"])
+    yield f"Seed {number} planted {planted}"
+    yield f"and has as its most shifted {listed}."

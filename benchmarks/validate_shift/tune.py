@@ -30,7 +30,7 @@ Progress = Callable[[int, int, float], None]  # steps done, of how many, loss
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    epochs: int = 3
+    epochs: int = 2
     batch: int = 8
     learning_rate: float = 1e-4
     warmup: int = 4  # steps
@@ -76,7 +76,7 @@ def _train_and_save(
 ) -> dict[str, float]:
     torch.set_num_threads(recipe.threads)
     torch.manual_seed(seed)
-    disable_progress_bar()  # of the loading of weights
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # of the loading of weights
     untouched: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     started = time.perf_counter()
@@ -139,4 +139,5 @@ def _logits(model: Any, ids: torch.Tensor, answers: torch.Tensor) -> torch.Tenso
     """[n, V] where an answer's token comes next. Padding stands at the end, where a causal model's
     other rows do not see it: no mask."""
     hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]  # [B, T - 1, C]
-    return model.lm_head(hidden[answers]).float()
+    logits: torch.Tensor = model.lm_head(hidden[answers]).float()
+    return logits

@@ -8,7 +8,7 @@ const PRINTED = 50;
 const LISTBOX = ["role", "aria-orientation", "aria-label"];
 const form = $("filters");
 
-let core; // the header of #core with its arrays, and what `open` adds
+let core; // the header of #core with its arrays, and what `openCore` adds
 const state = { context: 0, focus: -1, ...Object.fromEntries(FILTERS.map((f) => [f, ""])) };
 let hits = new Int32Array(0); // the tokens that the filters ask for, in order; see `filter`
 let isHit, shown; // [T] and [A]: 1 where a token is one of them, and where an answer is shown
@@ -34,7 +34,7 @@ function runs(buffer, start, sizes) {
   });
 }
 
-async function open() {
+async function openCore() {
   const buffer = await inflate("core");
   const size = new DataView(buffer).getUint32(0, true);
   core = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, size)));
@@ -276,7 +276,14 @@ function go(t) {
   const a = answerOf(t);
   fill(a);
   const span = views[a].spans[t - core.answers[a].start];
-  const centre = () => span.scrollIntoView({ block: "center" });
+  const aside = document.querySelector("aside");
+  const centre = () => {
+    span.scrollIntoView({ block: "center" });
+    // On a wide screen also as far as the panel beside the first answers can be read.
+    const below = aside.getBoundingClientRect().top - $("context").closest("section").offsetHeight;
+    if (getComputedStyle(aside).position === "sticky" && below > 16)
+      scrollBy(0, Math.min(below - 16, span.getBoundingClientRect().top - 120));
+  };
   span.focus({ preventScroll: true });
   centre();
   requestAnimationFrame(centre); // answers that came into view have their true heights now
@@ -519,7 +526,7 @@ function restore() {
 async function start() {
   if (!("DecompressionStream" in window))
     throw new Error("this browser lacks DecompressionStream; open the page in one of 2023 or later.");
-  await open();
+  await openCore();
   const { summary, contexts, answers } = core;
   const empties = summary.empty_answers ? ` (${whole(summary.empty_answers)} empty)` : "";
   $("counts").textContent = `${plural(answers.length, "answer")}${empties} · ${plural(core.token.length, "token")} · ` +

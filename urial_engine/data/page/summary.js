@@ -6,7 +6,8 @@ function shareBar(m) {
   let x = 0;
   const bar = make("svg", { class: "share", role: "img", "aria-label": "the shares as a bar" });
   for (const name of [...CLASSES].reverse()) {
-    const value = (m[name]?.value ?? m[name] ?? 0) * 100;
+    const share = typeof m[name] === "number" ? m[name] : m[name].value; // published ones are bare
+    const value = 100 * (share ?? 0);
     const place = { x: `${x}%`, width: `${value}%`, height: "100%" };
     bar.append(make("rect", { class: `c${CLASSES.indexOf(name)}`, ...place }));
     x += value;
