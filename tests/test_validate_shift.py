@@ -22,6 +22,7 @@ from benchmarks.validate_shift.check import (
     REST,
     Measured,
     checks,
+    control_figures,
     figures,
     in_the_closing,
     most_shifted,
@@ -141,6 +142,10 @@ def test_what_is_not_there_fails(spoil: Callable[[Measured], Measured], names: s
 )
 def test_a_control_that_shows_something_fails(control: dict[str, Any], name: str) -> None:
     assert failing(ideal(), {**CONTROL, **control}) == {name}
+
+
+def test_a_control_is_judged_by_all_of_its_tokens() -> None:
+    assert control_figures(ideal()) == {"unshifted": 44 / 56, "phrases": 8}
 
 
 def test_nothing_to_judge_is_no_success() -> None:

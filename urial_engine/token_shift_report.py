@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ParameterError
-from .report.diversity import diversity
 from .report.page import write_page
 from .report.plots import write_plots
-from .report.summary import summarize
-from .shift_data import ShiftData
-from .token_shift_files import SUMMARY, read_folder, write_json
+from .token_shift_files import SUMMARY, write_json
 from .token_shift_kept import RUN
 from .token_shift_published import published_pair
+from .token_shift_result import TokenShift
 
 PAGE, PLOTS = "page.html", "plots"
 
@@ -25,23 +23,15 @@ def write_report(folder: Path, **options: Any) -> dict[str, Any]:
 
     Returns the summary. `ParameterError` where the folder holds no finished run.
     """
-    data, made = read_folder(folder), read_header(folder)
-    summary = full_summary(data, made, **options)
+    data, made = TokenShift.load(folder), read_header(folder)
+    # The paper's own figures stand beside the run's where it is about one of their pairs.
+    pair = published_pair(made["base_model"], made["aligned_model"])
+    summary = data.summary(**options) | {"published_ratios": [pair] if pair else None}
     write_json(folder / SUMMARY, summary)
     write_plots(summary, folder / PLOTS)
     title = f"{made['aligned_model']} against {made['base_model']}"
     write_page(data, summary, folder / PAGE, title=f"Token shift: {title}", about=_about(made))
     return summary
-
-
-def full_summary(data: ShiftData, made: Mapping[str, Any], **options: Any) -> dict[str, Any]:
-    """With the paper's figures where the pair is a published one, and how varied samples are."""
-    pair = published_pair(made["base_model"], made["aligned_model"])
-    return {
-        **summarize(data, **options),
-        "published_ratios": [pair] if pair else None,
-        "diversity": diversity(data.answers),
-    }
 
 
 def read_header(folder: Path) -> dict[str, Any]:

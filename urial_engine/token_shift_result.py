@@ -34,10 +34,12 @@ class TokenShift(ShiftData):
         return {name: float(np.mean(chosen == i)) for i, name in enumerate(CLASSES) if chosen.size}
 
     def summary(self, **options: Any) -> dict[str, Any]:
-        """What it all comes to, ready for JSON: see `report.summary.summarize` and its options."""
+        """What it all comes to, ready for JSON: see `report.summary.summarize` and its options; and
+        how varied the samples are where a query has several (`report.diversity`)."""
+        from .report.diversity import diversity
         from .report.summary import summarize
 
-        return summarize(self, **options)
+        return {**summarize(self, **options), "diversity": diversity(self.answers)}
 
     def table(self) -> pyarrow.Table:
         """A row a token and context, as `pyarrow.Table` (extra `analysis`). Top-k columns are

@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from benchmarks.limits import machine
 from benchmarks.workload import ROOT, demo_model
 from urial_engine import Engine, SamplingParams, token_shift
 
-from .check import Measured, checks, figures
+from .check import Measured, checks, control_figures, figures
 from .plant import Plant, examples, split
 from .report import markdown
 from .tune import Recipe, tune, tuned_folder
@@ -60,15 +61,12 @@ def run(seed: int, base: Engine, model: Path, size: Size, out: Path) -> dict[str
     tuned_on, held_out = split(seed, size.tuned_on, size.held_out)
     made = examples(base, plant, tuned_on)
     folder = tuned_folder(str(base.info["weights"]), made, seed, size.recipe, out)
-    tuning = tune(model, made, seed, size.recipe, folder, told_steps(seed))
+    tuning = tune(model, made, seed, size.recipe, folder, partial(told, seed))
     with Engine(folder, threads=size.recipe.threads) as tuned:
         measured = shift_of(base, tuned, plant, held_out, size.new)
     control = shift_of(base, base, plant, held_out, size.new)
     found = figures(measured, plant.firsts, plant.words)
-    compared = {
-        "unshifted": float(np.mean(control.base_rank == 1)),
-        "phrases": int(np.sum(control.planted == 1)),
-    }
+    compared = control_figures(control)
     text = base.tokenizer.token_text
     return {
         "style": plant.style._asdict(),
@@ -79,11 +77,8 @@ def run(seed: int, base: Engine, model: Path, size: Size, out: Path) -> dict[str
     }
 
 
-def told_steps(seed: int) -> Any:
-    def tell(step: int, steps: int, loss: float) -> None:
-        print(f"seed {seed}: step {step} of {steps}, loss {loss:.3f}", flush=True)
-
-    return tell
+def told(seed: int, step: int, steps: int, loss: float) -> None:
+    print(f"seed {seed}: step {step} of {steps}, loss {loss:.3f}", flush=True)
 
 
 def options(argv: list[str] | None) -> argparse.Namespace:

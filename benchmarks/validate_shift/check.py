@@ -80,9 +80,14 @@ def figures(measured: Measured, firsts: Set[int], words: Set[int]) -> dict[str, 
     }
 
 
+def control_figures(measured: Measured) -> dict[str, Any]:
+    """Of the base against itself: what is of rank 1, and how many phrases it says by itself."""
+    phrases = int(np.sum(measured.planted == FIRST))
+    return {"unshifted": share(measured.base_rank == 1), "phrases": phrases}
+
+
 def checks(found: dict[str, Any], control: dict[str, Any]) -> list[Check]:
-    """`found`: `figures` of the tuned model. `control`: of the base against itself, "unshifted"
-    (its share) and "phrases" (how many planted phrases its answers hold)."""
+    """`found`: `figures` of the tuned model. `control`: `control_figures` of the base."""
     fade = quotient(found, "shifted_later", "shifted_early")
     own_fade = quotient(found, "own_changed_late", "own_changed_early")
     return [

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from urial_engine import Engine, SamplingParams
 from urial_engine.errors import ParameterError
 
+from .check import FIRST, OWN, REST
+
 QUESTIONS = Path(__file__).parent / "questions.json"
 SENTENCE = (6, 48)  # tokens of a sentence, at least and at most
 
@@ -77,16 +79,16 @@ class Plant(NamedTuple):
         return cls(style, tuple(map(tuple, phrases)), frozenset(words))
 
     def where(self, ids: Sequence[int]) -> NDArray[np.int8]:
-        """[T] what a token of an answer is: 0 its own, 1 the first of a phrase, 2 the rest of it.
+        """[T] what each token of an answer is: OWN, FIRST or REST.
 
         Only whole phrases count; a half-remembered one is the model's own text.
         """
-        found = np.zeros(len(ids), np.int8)
+        found = np.full(len(ids), OWN, np.int8)
         for phrase in self.phrases:
             for start in range(len(ids) - len(phrase) + 1):
                 if tuple(ids[start : start + len(phrase)]) == phrase:
-                    found[start : start + len(phrase)] = 2
-                    found[start] = 1
+                    found[start : start + len(phrase)] = REST
+                    found[start] = FIRST
         return found
 
 
@@ -113,7 +115,7 @@ def chat(engine: Engine, question: str) -> list[int]:
 
 
 def examples(engine: Engine, plant: Plant, questions: Sequence[str]) -> list[Example]:
-    """One a question."""
+    """One a question. A sentence that does not end is cut: a phrase may interrupt it."""
     made = [Example(chat(engine, question), [], []) for question in questions]
     params = SamplingParams(max_tokens=SENTENCE[1])
     for phrase in plant.phrases[:-1]:
@@ -129,10 +131,9 @@ def examples(engine: Engine, plant: Plant, questions: Sequence[str]) -> list[Exa
 
 def _sentence(engine: Engine, ids: Sequence[int]) -> list[int]:
     """Up to the end of the first sentence, where there is one. "1." is not an end."""
-    eos = engine.tokenizer.eos_token_id
     text = [engine.tokenizer.token_text(i) for i in ids]
     for i in range(SENTENCE[0], len(ids)):
         ends = text[i - 1].endswith((".", "!", "?")) and not text[i - 2][-1:].isdigit()
-        if ends and (text[i][:1].isspace() or ids[i] == eos):
+        if ends and text[i][:1].isspace():
             return list(ids[:i])
-    return [i for i in ids if i != eos]
+    return [i for i in ids if i != engine.tokenizer.eos_token_id]

@@ -75,10 +75,10 @@ def shift(
     """
     if sequential and out is None:
         raise ParameterError("--sequential needs --out: a folder that hidden states are kept in")
-    lacking = [name for name in ("pyarrow", "matplotlib") if find_spec(name) is None]
+    lacking = [name for name in ("pyarrow", "matplotlib", "sacrebleu") if find_spec(name) is None]
     if out is not None and lacking:
         raise ParameterError(
-            f"--out needs {' and '.join(lacking)}: pip install 'urial-engine[analysis]'"
+            f"--out needs {', '.join(lacking)}: pip install 'urial-engine[analysis]'"
         )
     params = sampling.params(n=samples)
     probes = _read(queries, format, malformed)

@@ -14,6 +14,7 @@ let hits = new Int32Array(0); // the tokens that the filters ask for, in order; 
 let isHit, shown; // [T] and [A]: 1 where a token is one of them, and where an answer is shown
 const views = []; // [A] {article, text, note, spans}: spans only while the answer is near the view
 const near = new Set(); // the answers that are
+let printing = false;
 const opened = new Map(); // parts, by number
 
 // Opening.
@@ -199,8 +200,13 @@ function drawList() {
   const samples = core.answers.some((answer) => answer.sample > 0);
   const watch = new IntersectionObserver((entries) => entries.forEach((entry) => {
     const a = Number(entry.target.dataset.a);
-    if (entry.isIntersecting) fill(a);
-    else if (!entry.target.contains(document.activeElement)) empty(a);
+    if (entry.isIntersecting) {
+      near.add(a);
+      fill(a);
+      return;
+    }
+    near.delete(a);
+    if (!printing && !entry.target.contains(document.activeElement)) empty(a);
   }), { rootMargin: "100% 0px" });
   core.answers.forEach((answer, a) => {
     const told = [
@@ -227,7 +233,6 @@ function drawList() {
 // Far from the view an answer is plain text: found by the browser's search, and reached by Tab.
 function empty(a) {
   const { start, tokens } = core.answers[a];
-  near.delete(a);
   if (tokens === 0 || (!views[a].spans && views[a].text.firstChild)) return;
   views[a].spans = null;
   const pieces = core.piece.subarray(start, start + tokens);
@@ -239,7 +244,6 @@ function empty(a) {
 function fill(a) {
   const view = views[a];
   const { start, tokens } = core.answers[a];
-  near.add(a);
   if (view.spans || tokens === 0) return;
   view.spans = Array.from({ length: tokens }, (_, i) => {
     const text = core.texts[core.piece[start + i]];
@@ -452,10 +456,13 @@ function listen() {
   night.addEventListener("change", () => setTheme(null));
   addEventListener("hashchange", restore);
   addEventListener("beforeprint", beforePrint);
-  addEventListener("afterprint", () => views.forEach(({ article }, a) => {
-    article.classList.remove("unprinted");
-    if (!near.has(a)) empty(a);
-  }));
+  addEventListener("afterprint", () => {
+    printing = false;
+    views.forEach(({ article }, a) => {
+      article.classList.remove("unprinted");
+      if (!near.has(a) && !article.contains(document.activeElement)) empty(a);
+    });
+  });
 }
 
 const night = matchMedia("(prefers-color-scheme: dark)");
@@ -467,13 +474,12 @@ function setTheme(theme) {
 }
 
 function beforePrint() {
+  printing = true;
   const found = views.flatMap((_, a) => (shown[a] ? [a] : []));
   const printed = $("print-all").checked ? found : found.slice(0, PRINTED);
   views.forEach(({ article }) => article.classList.add("unprinted"));
   for (const a of printed) {
-    const wasNear = near.has(a);
     fill(a);
-    if (!wasNear) near.delete(a);
     views[a].article.classList.remove("unprinted");
   }
   const filters = FILTERS.filter((name) => state[name] !== "")
