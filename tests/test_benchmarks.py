@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import bench_generate, bench_start, bench_token_shift, limits, workload
+from benchmarks import (
+    bench_generate,
+    bench_shift_run,
+    bench_start,
+    bench_token_shift,
+    limits,
+    workload,
+)
 from benchmarks.meter import Meter, layer_weights
 from benchmarks.workload import BATCH, SKIPPED, Workload
 from tests.fixtures import TinyModel
@@ -148,6 +155,14 @@ def test_token_shift(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     for row in rows:
         assert row["per_second"] == pytest.approx(row["positions"] / row["seconds"], rel=0.5)
         assert row["grown_MB"] is None or row["grown_MB"] >= 0
+
+
+def test_a_whole_run(model: str, capfd: pytest.CaptureFixture[str]) -> None:
+    bench_shift_run.main([model, "--small", "--json", "--threads", "1"])
+    found = last_json(capfd.readouterr().out)
+    assert found["ratio"] == pytest.approx(found["run_seconds"] / found["score_seconds"])
+    assert len(found["ratios"]) == 1 and found["run_report"] > 0
+    assert found["run_report_MB"] >= found["run_extra_MB"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from Linux")

@@ -245,7 +245,8 @@ def test_a_wheel_holds_everything(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
         archive.extractall(tmp_path / "installed")
-    data = [p for p in (ROOT / "urial_engine").rglob("*") if p.suffix in {".txt", ".typed"}]
+    kinds = {".txt", ".typed", ".json", ".html", ".css", ".js"}
+    data = [p for p in (ROOT / "urial_engine").rglob("*") if p.suffix in kinds]
     wanted = {relative(p) for p in MODULES + data}
     wanted |= {f"urial_engine/{relative(p)}" for p in KERNELS}
     assert "urial_engine/py.typed" in wanted

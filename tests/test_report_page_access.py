@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.browser import Views, chromium, empty_shift, spoken, write
@@ -265,6 +266,18 @@ def test_texts_of_models_stay_texts(views: Views, tmp_path: Path) -> None:
     body = page.inner_text("body")
     assert not set(body) & {"\u202e", "\u200f", "\0", "\u2028"}
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 1280
+    page.close()
+
+
+def test_a_measure_that_is_none_or_huge_says_so(views: Views, tmp_path: Path) -> None:
+    data = made_shift(1, 3)
+    data.kl_aligned_base[:], data.kl_base_aligned[:], data.base_logprob[:] = np.nan, 1e9, -70
+    write(data, tmp_path / "page.html")
+    page = views.open(tmp_path / "page.html", "#answer=1&position=1")
+    page.wait_for_selector("#detail.open h3")
+    text = page.inner_text("#detail")
+    assert "KL(aligned ‖ base) –, KL(base ‖ aligned) ≥ 65.5 nats" in text
+    assert "≈ 0 %" in text and "≤ −65.5" in text
     page.close()
 
 
