@@ -25,7 +25,7 @@ REPEATS ?= 3
 RACE ?=
 
 .PHONY: help venv build demo test lint format size bench growth peers race sanitize gpu-report gpu-check
-.PHONY: clean
+.PHONY: validate-shift clean
 help:
 	@echo 'make demo    answer eight questions with a real model, and show their token shift'
 	@echo 'make test    lint, line budgets and all tests'
@@ -37,6 +37,7 @@ help:
 	@echo 'make peers   an environment for each engine that we race, and MODEL=... as it reads it'
 	@echo 'make race    we and our peers on MODEL=..., REPEATS=... times; RACE=... more options'
 	@echo 'make growth  how time and memory grow with each parameter (ten minutes)'
+	@echo 'make validate-shift  tune a model to a planted style, and see that the token shift finds it'
 	@echo 'make sanitize native tests with the address and undefined-behaviour sanitizers'
 	@echo 'make gpu-check  on a machine with a GPU: the kernels there, the invariants, the timings'
 	@echo 'make gpu-report the kernels compiled for each architecture, without a GPU'
@@ -114,6 +115,10 @@ race: $(VENV)/.build $(VENV)/.test
 
 growth: $(VENV)/.build $(VENV)/.test
 	$(BIN)/python -m benchmarks.growth
+
+# A quarter of an hour: three seeds, each a model tuned on the CPU.
+validate-shift: $(VENV)/.build $(VENV)/.test
+	$(BIN)/python -m benchmarks.validate_shift
 
 sanitize: $(VENV)/.test
 	$(BIN)/python tools/sanitize.py

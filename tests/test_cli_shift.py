@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.command_line import cli, start, write_rows
 from tests.fixtures import TinyModel
 from urial_engine import Engine, SamplingParams, TokenShift, token_shift
 from urial_engine.shift_data import ARRAYS
+from urial_engine.token_shift_kept import locked
 
 pytest.importorskip("pyarrow", reason="needs the package pyarrow")
 
@@ -159,7 +159,6 @@ def test_a_finished_run_is_taken_up_only_with_its_own_parameters(
     write_rows(queries, {"id": "row 0", "query": "another"})
     said = cli(*run, code=1).stderr
     assert "holds the row 'row 0' with query = 'text 0', and the input now has 'another'" in said
-    (out / "work").rename(tmp_path / "work")  # it was opened, and nothing was done
     assert contents(out) == before
 
 
@@ -175,51 +174,10 @@ def test_queries_are_added_to_a_finished_run(pair: Run, tmp_path: Path) -> None:
     assert contents(grown) == contents(whole)
 
 
-def test_a_run_that_ends_while_its_files_are_written_is_finished_later(
-    pair: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """answers.jsonl is new, tokens.parquet is old: nothing is lost, nothing is there twice."""
-    from urial_engine import token_shift_files, token_shift_run
-
-    queries, out, whole = tmp_path / "queries.jsonl", tmp_path / "out", tmp_path / "whole"
-    command = (*pair, "--queries", queries, "--max-tokens", 6)
-    write_queries(queries, 3)
-    cli(*command, "--out", out)
-    write_queries(queries, 5)
-    cli(*command, "--out", whole)
-
-    def fails(*_: object, **__: object) -> None:
-        raise OSError("the disk is full")
-
-    for module, name in (
-        (token_shift_files, "arrow"),  # between the two files
-        (token_shift_run, "write_tables"),
-        (token_shift_files, "write_json"),
-    ):
-        with monkeypatch.context() as patch:
-            if name == "arrow":
-                writes = iter([None, None, fails])
-                real = token_shift_files.arrow
-
-                def sometimes(writes: Any = writes, real: Any = real) -> Any:
-                    broken = next(writes, None)
-                    return broken() if broken else real()
-
-                patch.setattr(module, name, sometimes)
-            else:
-                patch.setattr(module, name, fails)
-            assert "the disk is full" in cli(*command, "--out", out, code=1).stderr
-    cli(*command, "--out", out)
-    assert contents(out) == contents(whole)
-
-
 def test_two_processes_do_not_write_one_run(pair: Run, tmp_path: Path) -> None:
-    from urial_engine.sources import read_probes
-    from urial_engine.token_shift_kept import Kept
-
     queries, out = write_queries(tmp_path / "queries.jsonl", 2), tmp_path / "out"
     command = (*pair, "--queries", queries, "--max-tokens", 6, "--out", out)
-    with Kept(out, read_probes(queries).probes):
+    with locked(out):
         assert "is being written by another process" in cli(*command, code=1).stderr
     cli(*command)
 
@@ -240,74 +198,3 @@ def test_given_answers_are_part_of_the_input(pair: Run, tmp_path: Path) -> None:
     assert "with token_ids = [5, 6], and the input now has [5, 7]" in cli(*run, code=1).stderr
     write_rows(queries, {"query": "a"}, {"query": "b"})
     assert "generated (false then, true now)" in cli(*run, code=1).stderr
-
-
-def test_files_of_other_programs_run_as_they_are(pair: Run, tmp_path: Path) -> None:
-    """AlignTDS's data file, whose `input` is what the aligned model read, and just-eval's rows."""
-    queries = tmp_path / "data.json"
-    row = {"id": 0, "pure_input": "why?", "input": "<s>[INST] why? [/INST] ", "reference": "N/A"}
-    queries.write_text(json.dumps([{**row, "output": ["so it is.</s>"]}]))
-    as_given = ("--aligned-prompt", "given", "--base-prompt", "zero-shot", "--top-k", 1)
-    models = pair[:5]
-    cli(*models, *as_given, "--queries", queries, "--out", tmp_path / "tds", "--paper")
-    shift = TokenShift.load(tmp_path / "tds")
-    (answer,) = shift.answers
-    with Engine(pair[4]) as engine:
-        read = engine.tokenizer.encode(row["input"])
-    assert answer.aligned_context_ids["given"] == read and read.count(1) == 1
-    assert answer.aligned_context_ids["given (published)"] == [1, *read]
-    assert answer.token_ids[-1] == 2
-    assert shift.published is not None and (shift.published.rank >= 0).all()
-    own = {"instruction": "how?", "source_id": "x-1", "dataset": "lima", "datasplit": "just_eval"}
-    rows = [{"id": i, **own, "output": f"like {i}.", "generator": "M"} for i in range(3)]
-    write_rows(tmp_path / "eval.jsonl", *rows, {"id": 9, **own, "output": 7})
-    run = (*models, *as_given[2:], "--aligned-prompt", "raw", "--queries", tmp_path / "eval.jsonl")
-    out = ("--out", tmp_path / "eval")
-    said = cli(*run, *out, code=1).stderr
-    assert "eval.jsonl:4" in said and not (tmp_path / "eval").exists()
-    said = cli(*run, *out, "--malformed", "skip").stderr
-    assert "left out" in said and "eval.jsonl:4" in said
-    shift = TokenShift.load(tmp_path / "eval")
-    assert [a.dataset for a in shift.answers] == ["lima"] * 3
-    assert "has no prompt text" in cli(
-        *models, *as_given, "--queries", tmp_path / "eval.jsonl", "--malformed", "skip", code=1
-    ).stderr.replace("\n", " ")
-
-
-def test_a_query_that_is_too_long_is_refused_before_any_work(pair: Run, tmp_path: Path) -> None:
-    queries, out = tmp_path / "queries.jsonl", tmp_path / "out"
-    write_rows(queries, {"query": "a"}, {"query": "long " * 300})
-    said = cli(*pair, "--queries", queries, "--out", out, code=1).stderr
-    assert f"{queries}:2 is too long" in said
-    assert not out.exists()
-
-
-def test_options_that_do_not_go_together(pair: Run, tmp_path: Path) -> None:
-    run = (*pair, "--queries", write_queries(tmp_path / "queries.jsonl", 1))
-    for more, message in [
-        (("--samples", 2), "greedy samples are all equal"),
-        (("--base-prompt", "qa:=raw"), "two prompts are called qa"),
-        (("--map-token", "x"), "write TOKEN=BASE"),
-        (("--map-token", "nothing=</s>"), "the aligned model has no such token"),
-        (("--format", "csv"), "format = 'csv' is not known"),
-        (("--base-prompt", tmp_path / "none.txt"), "cannot be read"),
-    ]:
-        assert message in cli(*run, *more, code=1).stderr
-
-
-def test_tables_are_read_by_pandas_and_duckdb(pair: Run, tmp_path: Path) -> None:
-    import duckdb
-    import pandas
-
-    queries, out = write_queries(tmp_path / "queries.jsonl", 4), tmp_path / "out"
-    cli(*pair, "--queries", queries, "--max-tokens", 9, "--out", out)
-    shift = TokenShift.load(out)
-    frame = pandas.read_parquet(out / "tokens.parquet")
-    assert frame.base_rank.tolist() == shift.base_rank.tolist()
-    assert np.stack(frame.base_top_ids.tolist()).tolist() == shift.base_top_ids.tolist()
-    shares = frame.groupby("context", observed=True).shift_class.value_counts(normalize=True)
-    assert shares["qa"].get("shifted", 0) == shift.only("qa").ratios()["shifted"]
-    query = f"select context, avg(base_rank), max(len(base_top_ids)) from '{out}/tokens.parquet'"
-    found = duckdb.sql(f"{query} group by context order by context").fetchall()
-    means = [float(shift.only(name).base_rank.mean()) for name in ("qa", "same")]
-    assert found == [("qa", pytest.approx(means[0]), 3), ("same", pytest.approx(means[1]), 3)]

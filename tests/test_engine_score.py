@@ -112,7 +112,7 @@ def test_hidden_states_from_a_position_on(open_engine: Open) -> None:
     whole, tail = engine.hidden_states([[1, 70, 80, 90]] * 2, [0, 3])
     assert whole.shape == (4, 32)
     np.testing.assert_allclose(tail, whole[3:], rtol=1e-9)
-    with pytest.raises(PromptError, match=r"first_positions\[0\]=2: not in a text of 2 ids"):
+    with pytest.raises(PromptError, match=r"ids_list\[0\]: position 2 is not in a text of 2"):
         engine.hidden_states([[1, 70]], [2])
 
 

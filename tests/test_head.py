@@ -13,7 +13,7 @@ from tests.interpreted import DEVICE, emulated
 from urial_engine import Engine
 from urial_engine.backends.cpu import available_isas
 from urial_engine.head import Head, compare_heads
-from urial_engine.token_shift_spill import read_states, write_states
+from urial_engine.token_shift_states import narrow, read_states, wide, write_states
 
 IDS = [1, 70, 80, 90, 75, 71]
 TARGETS = np.array([*IDS[1:], 5], np.int32)
@@ -87,17 +87,18 @@ def test_a_closed_head_and_a_wrong_size_are_errors(tiny_model: TinyModel) -> Non
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
 def test_states_survive_a_file(dtype: str, tmp_path: Any) -> None:
     random = np.random.default_rng(0)
-    wide = {"a / b": random.normal(size=(5, 8)), "": np.empty((0, 8))}
-    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
     full = "f8" if dtype == "float64" else "f4"
-    states = {name: a.astype(kind).astype(full) for name, a in wide.items()}
-    keys, path = [("é", 0), (7, 1)], tmp_path / "states.npz"
-    write_states(path, keys, states, dtype)
+    given = {"a / b": random.normal(size=(5, 8)).astype(full), "": np.empty((0, 8), full)}
+    states = {name: narrow(array, dtype) for name, array in given.items()}
+    keys, path = ["é", "x"], tmp_path / "states.npz"
+    write_states(path, keys, states)
     found = read_states(path, keys)
     assert found is not None and list(found) == list(states)
     for name, array in states.items():
         assert found[name].dtype == array.dtype and np.array_equal(found[name], array)
-    assert read_states(path, [("é", 0)]) is None  # of other answers
+        rounded = given[name].astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+        assert np.array_equal(wide(found[name]), rounded.astype(full))
+    assert read_states(path, ["é"]) is None  # of other answers
     assert read_states(tmp_path / "none.npz", keys) is None
     data = path.read_bytes()
     flipped = data[:200] + b"\0" * 9 + data[209:]

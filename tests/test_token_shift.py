@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests.fixtures import TinyModel
 from tests.oracle import oracle_logits
@@ -244,7 +245,7 @@ def test_clear_errors(pair: tuple[Engine, Engine]) -> None:
     base, aligned = pair
     with pytest.raises(ParameterError, match="2 answers for 1 queries"):
         token_shift(base, aligned, ["x"], base_prompt=BASE, answers=["a", "b"])
-    with pytest.raises(ParameterError, match="answer token id 100000"):
+    with pytest.raises(ParameterError, match="an answer has token id 100000"):
         token_shift(base, aligned, ["x"], base_prompt=BASE, aligned_prompt=BASE, answers=[[100000]])
     with pytest.raises(PromptError, match="has no tokens"):
         token_shift(base, aligned, ["x"], base_prompt=lambda q: [], aligned_prompt=BASE)
@@ -254,6 +255,8 @@ def test_clear_errors(pair: tuple[Engine, Engine]) -> None:
         token_shift(base, aligned, ["x"], base_prompt={}, aligned_prompt=BASE)
     with pytest.raises(ParameterError, match="a prompt is one of chat, raw, zero-shot, a template"):
         token_shift(base, aligned, ["x"], base_prompt=BASE, aligned_prompt="no place for it")
+    with pytest.raises(ParameterError, match='"same" is a prompt of the base model'):
+        token_shift(base, aligned, ["x"], base_prompt=BASE, aligned_prompt="same")
     long = "word " * 300
     with pytest.raises(PromptError, match=r"queries\[0\] is too long: \d+ tokens too many"):
         token_shift(base, aligned, [long], base_prompt=BASE, aligned_prompt=BASE)
@@ -272,13 +275,26 @@ def test_a_head_that_is_not_finite_is_named_by_query_and_position(
         answers = [[5, 6, 7], [8, 9, 10, 11]]
         broken = other.hidden_states
         # The second answer's third row: rows before it in the group belong to the first answer.
-        other.hidden_states = lambda ids, firsts: plant(broken(ids, firsts))  # type: ignore[method-assign]
+        other.hidden_states = lambda ids, firsts, labels: plant(broken(ids, firsts))  # type: ignore[method-assign]
         with pytest.raises(NumericsError, match=r"query 'second'.*answer token 2") as error:
             token_shift(
                 good, other, ["first", "second"], base_prompt=BASE, aligned_prompt=BASE,
                 answers=answers,
             )  # fmt: skip
         assert error.value.row == 2 and error.value.layer is None
+
+
+def test_a_layer_that_is_not_finite_is_named_by_query_and_model(tiny_model: TinyModel) -> None:
+    good, bad = tiny_model(folder="good"), tiny_model(folder="bad", seed=1)
+    weights = load_file(bad / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, 0] = np.nan
+    save_file(weights, bad / "model.safetensors")
+    with (
+        Engine(good, dtype="float32") as base,
+        Engine(bad, dtype="float32") as aligned,
+        pytest.raises(NumericsError, match=r"query 'why' \(aligned, .*layer 1"),
+    ):
+        token_shift(base, aligned, ["why"], base_prompt=BASE, aligned_prompt=ALIGNED, answers=["a"])
 
 
 def plant(states: list[np.ndarray]) -> list[np.ndarray]:

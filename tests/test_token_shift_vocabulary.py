@@ -102,7 +102,7 @@ def test_tokens_of_one_model_alone_are_left_out_of_both(device: str, tiny_model:
     base, aligned = open_pair(few, many, device)
     with base, aligned:
         ids = [5, 40, 309, 2]
-        with pytest.raises(ParameterError, match=r"no token '</turn>' \(id 2 of the aligned one\)"):
+        with pytest.raises(ParameterError, match=r"'</turn>'\): the base model has no token"):
             token_shift(
                 base, aligned, ["x"], base_prompt=BASE, aligned_prompt=ALIGNED, answers=[ids]
             )
@@ -121,6 +121,39 @@ def test_tokens_of_one_model_alone_are_left_out_of_both(device: str, tiny_model:
         z_q = logits(aligned, a.aligned_context_ids[ALIGNED], ids)[:, :310]
     check_measures(shift, np.ones(4, bool), z, z_q)
     assert shift.vocabulary[2] == OTHER
+
+
+def test_a_prompt_the_base_has_no_tokens_for_is_not_the_same(tiny_model: TinyModel) -> None:
+    few = tiny_model(folder="base", seed=1, vocab_size=310)
+    base, aligned = open_pair(few, tiny_model(folder="tuned", seed=2))
+    with (
+        base,
+        aligned,
+        pytest.raises(ParameterError, match=r"the prompt 'ids': .* 315"),
+    ):
+        token_shift(
+            base,
+            aligned,
+            ["x"],
+            base_prompt="same",
+            aligned_prompt={"ids": lambda query: [1, 315, 9]},
+            answers=[[9]],
+        )
+
+
+def test_a_few_tokens_that_moved_are_followed(tiny_model: TinyModel) -> None:
+    """Two ids changed places: nothing else says so, and a model is still itself."""
+    order = [*range(320)]
+    order[70], order[80] = 80, 70
+    there = moved(tiny_model(folder="there", seed=1), order)
+    base, aligned = open_pair(tiny_model(folder="base", seed=1), there)
+    with base, aligned:
+        shift = token_shift(
+            base, aligned, ["x"], base_prompt="same", aligned_prompt=BASE, answers=[[70, 9, 80]]
+        )
+    assert not SharedVocabulary.of(base.tokenizer, aligned.tokenizer, (320, 320)).whole
+    assert np.abs(shift.kl_aligned_base).max() < 1e-5
+    assert np.array_equal(shift.base_rank, shift.aligned_rank)
 
 
 def test_padding_rows_of_the_head_are_no_tokens(tiny_model: TinyModel) -> None:
@@ -177,11 +210,11 @@ def test_a_few_other_names_are_the_same_vocabulary_unless_an_answer_has_them(
     base, aligned = Tokenizer.load(tiny_model()), Tokenizer.load(renamed)
     shared = SharedVocabulary.of(base, aligned, (320, 320))
     assert shared.whole and len(shared.base_ids) == 320
-    shared.check([299, 301], base, aligned)
+    shared.check([299, 301], base, aligned, "x")
     with pytest.raises(ParameterError, match=r"token id 300 is .* in the base model"):
-        shared.check([300], base, aligned)
-    with pytest.raises(ParameterError, match="320 is outside the vocabulary of 320"):
-        shared.check([320], base, aligned)
+        shared.check([300], base, aligned, "x")
+    with pytest.raises(ParameterError, match="x has token id 320, outside the vocabulary of 320"):
+        shared.check([320], base, aligned, "x")
 
 
 def test_tokens_are_mapped_only_where_both_are_there(tiny_model: TinyModel) -> None:

@@ -31,7 +31,7 @@ from benchmarks.validate_shift.plant import STYLES, Example, Plant, split
 from tests.fixtures import TinyModel
 from urial_engine import Engine
 
-FIRSTS, WORDS = {100, 110, 120, 130}, {100, 101, 110, 120, 130}
+FIRSTS, WORDS, MARKS = {100, 110, 120, 130}, {100, 101, 110, 120, 130}, {9, 8, 2}
 PHRASES = ((100, 101, 9), (110, 9), (120, 9), (130, 8, 2))  # 9, 8: punctuation; 2: EOS
 CONTROL = {"unshifted": 1.0, "phrases": 0}
 
@@ -66,13 +66,13 @@ def ideal() -> Measured:
 
 
 def failing(m: Measured, control: dict[str, Any] | None = None) -> set[str]:
-    found = checks(figures(m, FIRSTS, WORDS), control or CONTROL)
+    found = checks(figures(m, FIRSTS, WORDS, MARKS), control or CONTROL)
     return {check.name.split(":")[0] for check in found if not check.passed}
 
 
 def test_what_was_planted_is_found() -> None:
     m = ideal()
-    found = figures(m, FIRSTS, WORDS)
+    found = figures(m, FIRSTS, WORDS, MARKS)
     assert failing(m) == set()
     assert (found["answers"], found["tokens"], found["own_tokens"]) == (2, 56, 36)
     assert (found["complete"], found["precision"], found["recall"]) == (1, 1, 1)
@@ -125,7 +125,7 @@ OWN_FADE = "not planted and not the base's choice"
         # As often shifted in the middle as in the beginning.
         (
             lambda m: at(m, lambda m: (m.token_id == 9) & (m.position > 8), base_rank=50),
-            {HEADS, FADE},
+            {FADE},
         ),
     ],
 )
@@ -150,7 +150,7 @@ def test_a_control_is_judged_by_all_of_its_tokens() -> None:
 
 def test_nothing_to_judge_is_no_success() -> None:
     nothing = np.zeros(0, np.int32)
-    found = checks(figures(Measured(*[nothing] * 5), FIRSTS, WORDS), CONTROL)
+    found = checks(figures(Measured(*[nothing] * 5), FIRSTS, WORDS, MARKS), CONTROL)
     missing = [check for check in found if check.value is None]
     assert len(missing) == 5 and not any(check.passed for check in missing)
 
@@ -174,7 +174,7 @@ def test_only_whole_phrases_are_planted() -> None:
         *(FIRST, REST, REST),
     ]
     assert planted.where([110]).tolist() == [OWN] and planted.where([]).size == 0
-    assert planted.firsts == FIRSTS
+    assert (planted.firsts, planted.marks) == (FIRSTS, MARKS)
 
 
 def test_a_seed_draws_its_questions_and_none_is_on_both_sides() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from .engine_inputs import (
     context_length,
     each_params,
 )
-from .engine_outputs import about, request_outputs, score_output
+from .engine_outputs import about, identity, request_outputs, score_output
 from .engine_prefix import pin_prefix
 from .engine_progress import progress_bar
 from .engine_runner import Runner
@@ -225,24 +225,25 @@ class Engine:
         return [score_output(request.scored) for request in requests if request.scored]
 
     def hidden_states(
-        self, ids_list: Sequence[Sequence[int]], first_positions: Sequence[int]
+        self,
+        ids_list: Sequence[Sequence[int]],
+        first_positions: Sequence[int],
+        labels: Sequence[str] | None = None,
     ) -> list[F32]:
-        """For each text of token ids the hidden states [n, C] of its positions first .. end."""
+        """For each text of ids the hidden states [n, C] of its positions first .. end; `labels`
+        name them in errors."""
         requests = []
         for i, (ids, first) in enumerate(zip(ids_list, first_positions, strict=True)):
-            own = self._reader.read(ids, f"ids_list[{i}]", room=0)
-            if not 0 <= first < len(own):
-                raise PromptError(f"first_positions[{i}]={first}: not in a text of {len(own)} ids")
-            requests.append(Request(f"ids_list[{i}]", own, first, keep=True))
+            label = labels[i] if labels else f"ids_list[{i}]"
+            own = self._reader.read_from(ids, first, label)
+            requests.append(Request(label, own, first, keep=True))
         self._runner.run(requests)
         return [np.concatenate(request.kept or []) for request in requests]
 
     @property
     def identity(self) -> dict[str, object]:
         """All of it that changes the bits of a result, beside the prefix."""
-        own = {name: self.info[name] for name in ("weights", "device", "isa", "dtype", "context")}
-        tokenizer = self.tokenizer.fingerprint
-        return {"config": asdict(self.config), "tokenizer": tokenizer, **own}
+        return identity(self.info, self.config, self.tokenizer)
 
     def open_head(self, rows: I32 | None = None) -> Head:
         """The model's head once more, by itself; `rows` as `Head` has them."""

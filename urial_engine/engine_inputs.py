@@ -76,6 +76,13 @@ class PromptReader:
             )
         return ids
 
+    def read_from(self, ids: Sequence[int], first: int, label: str) -> list[int]:
+        """Token ids of which the positions first .. end are wanted."""
+        own = self.read(ids, label, room=0)
+        if not 0 <= first < len(own):
+            raise PromptError(f"{label}: position {first} is not in a text of {len(own)} ids")
+        return own
+
     def read_pair(self, prompt: Prompt, continuation: Prompt, label: str) -> tuple[list[int], int]:
         """The ids of both, and how many of them are the prompt's.
 

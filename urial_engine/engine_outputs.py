@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from .scheduler_requests import Generation, Scored
 
 if TYPE_CHECKING:
     from .backends.base import Backend
+    from .config import ModelConfig
     from .engine_inputs import Prompt
     from .tokenizer import Tokenizer
     from .weights import Weights
@@ -33,6 +35,14 @@ def about(backend: Backend, weights: Weights, blocks: int) -> dict[str, object]:
         "kv_cache_blocks": blocks,
         "kv_cache_bytes": blocks * backend.block_bytes,
     }
+
+
+def identity(
+    info: Mapping[str, object], config: ModelConfig, tokenizer: Tokenizer
+) -> dict[str, object]:
+    """All of an engine that changes the bits of a result, beside its prefix."""
+    own = {name: info[name] for name in ("weights", "device", "isa", "dtype", "context")}
+    return {"config": asdict(config), "tokenizer": tokenizer.fingerprint, **own}
 
 
 def request_outputs(

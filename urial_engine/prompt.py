@@ -104,6 +104,13 @@ def _bare(mark: re.Match[str]) -> bool:
     return mark["info"] is not None and not mark["info"].strip()
 
 
+def in_urial_form(spec: object) -> bool:
+    """Whether an answer to this prompt stands between fences: it ends with one that opens."""
+    if isinstance(spec, str):
+        return NAMED.get(spec, spec).endswith(f"\n{FENCE}\n")
+    return isinstance(spec, UrialPrompt) or getattr(spec, "urial_form", False)
+
+
 def prompt_form(
     spec: str | UrialPrompt | Form, tokenizer: Tokenizer, *, prefix: str | None = None
 ) -> Form:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,8 @@ class ExamplePrompt:
     pool and asked; all of one size. `hints`: one for each query that is asked; with them the
     examples show theirs. Raises `ParameterError` for what does not fit together.
     """
+
+    urial_form: ClassVar[bool] = True  # see `prompt.in_urial_form`
 
     pool: tuple[Example, ...]
     k: int = 3

@@ -47,6 +47,11 @@ class Answer:
     sample: int = 0
 
 
+def shift_class(rank: I32) -> NDArray[np.int8]:
+    """Index into CLASSES: rank 1 unshifted, 2 and 3 marginal, above shifted."""
+    return np.digitize(rank, (2, 4)).astype(np.int8)
+
+
 class Context(NamedTuple):
     """One column of a run: the base model under one prompt, against the aligned one under another.
 
@@ -98,8 +103,8 @@ class ShiftData:
 
     @property
     def shift_class(self) -> NDArray[np.int8]:
-        """[N] index into CLASSES: rank 1 unshifted, 2 and 3 marginal, above shifted."""
-        return np.digitize(self.base_rank, (2, 4)).astype(np.int8)
+        """[N] index into CLASSES."""
+        return shift_class(self.base_rank)
 
     @property
     def token(self) -> list[str]:

@@ -8,6 +8,8 @@ context; the logits of a position are never held.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -15,15 +17,16 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+from .engine_inputs import check_top
 from .errors import ParameterError
 from .head import compare_heads
 from .outputs import CompletionOutput
-from .prompt import FENCE, UrialPrompt
+from .prompt import UrialPrompt
 from .sampling import SamplingParams
 from .shift_data import Answer
 from .sources import Probe
 from .token_shift_measure import Compare, groups, join, measure, read_aligned
-from .token_shift_plan import Plan, Side, named_prompts, pieces_of
+from .token_shift_plan import Asked, Plan, Side, named_prompts, pieces_of
 from .token_shift_result import TokenShift
 
 if TYPE_CHECKING:
@@ -58,7 +61,7 @@ def token_shift(
     for what is shared, and `map_tokens`. `published` measures once more in the conventions of the
     published analysis code, see `Published`.
     """
-    sides = side_of(base, base_prompt), side_of(aligned, aligned_prompt)
+    sides = side_of("base", base, base_prompt), side_of("aligned", aligned, aligned_prompt)
     plan = Plan.make(*sides, top_k, map_tokens=map_tokens, published=published)
     probes = _probes(queries, answers)
     params = params or SamplingParams(max_tokens=256)
@@ -75,23 +78,25 @@ def shift_of(
     progress: bool = False,
 ) -> TokenShift:
     """What the plan asks of two open engines; answers are generated where the probes have none."""
+    for engine in (base, aligned):
+        check_top("top_k", plan.top_k, engine.backend)
     if probes and is_given(probes[0]):
         told = [plan.given(probe) for probe in probes]
     else:
-        told = _generate(plan, aligned, probes, params, progress)
+        told = _generate(plan, aligned, [plan.ask(probe) for probe in probes], params, progress)
     with ExitStack() as stack:
         compare = heads_in_memory(plan, base, aligned, stack)
         parts = [
             measure(plan, base, compare, group, read_aligned(plan, aligned, group))
-            for group in groups(told)
+            for group in [*groups(told)] or [[]]
         ]
-    return TokenShift.of(join(parts or [measure(plan, base, compare, [], {})]))
+    return TokenShift.of(join(parts))
 
 
-def side_of(engine: Engine, prompts: Any) -> Side:
+def side_of(name: str, engine: Engine, prompts: Any) -> Side:
     """The texts of an engine."""
     named = named_prompts(prompts)
-    return Side(engine.tokenizer, engine.context, engine.config.vocab_size, named)
+    return Side(name, engine.tokenizer, engine.context, engine.config.vocab_size, named)
 
 
 def heads_in_memory(plan: Plan, base: Engine, aligned: Engine, stack: ExitStack) -> Compare:
@@ -133,19 +138,19 @@ def _probes(
 
 
 def _generate(
-    plan: Plan, aligned: Engine, probes: Sequence[Probe], params: SamplingParams, progress: bool
+    plan: Plan, aligned: Engine, asked: Sequence[Asked], params: SamplingParams, progress: bool
 ) -> list[Answer]:
     """Under the first of the aligned prompts."""
-    asked = [question(plan, probe, params) for probe in probes]
-    contexts, each = [ids for ids, _ in asked], [own for _, own in asked]
-    outputs = aligned.generate(contexts, each, progress=progress) if contexts else []
+    each = [sampling(plan, one, params) for one in asked]
+    prompts = [one.first for one in asked]
+    outputs = aligned.generate(prompts, each, progress=progress) if prompts else []
     if not all(output.finished for output in outputs):
         # Ctrl-C: generate() came back early, and a cut answer would count as a whole one.
         raise KeyboardInterrupt
     return [
-        written(plan, probe, o)
-        for probe, output in zip(probes, outputs, strict=True)
-        for o in output.outputs
+        written(plan, one, output)
+        for one, outcome in zip(asked, outputs, strict=True)
+        for output in outcome.outputs
     ]
 
 
@@ -154,35 +159,31 @@ def is_given(probe: Probe) -> bool:
     return probe.answer is not None or probe.answer_token_ids is not None
 
 
-def question(plan: Plan, probe: Probe, params: SamplingParams) -> tuple[list[int], SamplingParams]:
-    """What the aligned model continues, and how: no longer than every context has room for, and in
-    URIAL's form with its stop strings."""
-    room = plan.room(probe)
+def sampling(plan: Plan, asked: Asked, params: SamplingParams) -> SamplingParams:
+    """How one query is answered: no longer than every context has room for, in URIAL's form with
+    its stop strings, and with random numbers of its own."""
+    room, seed, stop = asked.room, params.seed, params.stop_strings
     most = room if params.max_tokens is None else min(params.max_tokens, room)
-    stop = params.stop_strings
-    if _fenced(plan, probe):
+    if seed is not None and params.temperature > 0:
+        # Numbers depend on seed and position alone: queries with one seed would share them.
+        text = json.dumps([seed, asked.probe.id])
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+    if plan.between_fences(asked.probe):
         stop = (*stop, *(s for s in UrialPrompt("").stop if s not in stop))
-    return next(iter(plan.aligned.read(probe).values())), replace(
-        params, max_tokens=most, stop=stop
-    )
+    return replace(params, max_tokens=most, seed=seed, stop=stop)
 
 
-def written(plan: Plan, probe: Probe, output: CompletionOutput) -> Answer:
+def written(plan: Plan, asked: Asked, output: CompletionOutput) -> Answer:
     """An answer as it was generated; in URIAL's form without the fence that closes it, and all that
     follows."""
     ids, text = output.token_ids, output.text
-    if _fenced(plan, probe):
+    if plan.between_fences(asked.probe):
         text = UrialPrompt("").clean(text)
-        pieces = pieces_of(plan.aligned.tokenizer, ids)
+        pieces = pieces_of(plan.aligned.tokenizer, ids, special=False)
         ends = list(accumulate(map(len, pieces)))
-        end = "".join(pieces).find(text) + len(text)
-        ids = ids[: bisect_left(ends, end) + 1] if text else []
+        start = "".join(pieces).find(text)
+        assert start >= 0, "a cleaned text is a part of it"
+        ids = ids[: bisect_left(ends, start + len(text)) + 1] if text else []
     return plan.answer(
-        probe, ids, text=text, finish_reason=output.finish_reason, sample=output.index
+        asked, ids, text=text, finish_reason=output.finish_reason, sample=output.index
     )
-
-
-def _fenced(plan: Plan, probe: Probe) -> bool:
-    """Whether the answer stands between fences: the prompt ends with one that opens."""
-    given = plan.aligned.given(probe, next(iter(plan.aligned.prompts.values())))
-    return isinstance(given, str) and given.endswith(f"\n{FENCE}\n")

@@ -1,188 +1,109 @@
 """A token shift as files: a row an answer in JSON Lines, a row a token and context in Parquet.
 
+Measures, or the files of a run's parts, go in; a folder's files come out, and measures again.
 answers.jsonl is written first and may hold more answers than tokens.parquet names: what was whole
 before a write stays whole, whenever that is ended. Needs pyarrow (extra `analysis`).
 """
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .errors import ParameterError
 from .jsonl import write_atomically
-from .shift_data import ARRAYS, CLASSES, Answer, Context, Id, Published, ShiftData
+from .shift_data import ARRAYS, Published, ShiftData
+from .token_shift_answers import Key, answer_of, key, read_answers, told, write_answers
+from .token_shift_table import (
+    FORMAT,
+    About,
+    arrow,
+    numbers,
+    read_about,
+    read_tables,
+    schema_of,
+    to_table,
+    write_tokens,
+)
 
 if TYPE_CHECKING:
     import pyarrow
 
+# Of the two modules that this one puts together:
+__all__ = ["FORMAT", "Key", "answer_of", "arrow", "key", "read_answers", "to_table"]
 ANSWERS, TOKENS, SUMMARY, VOCABULARY = (
     *("answers.jsonl", "tokens.parquet", "summary.json", "vocabulary.json"),
 )
-ABOUT = b"urial_engine"  # the key of our metadata in the Parquet file
-FORMAT = 2  # of the folder
-ROW_GROUP = 1 << 16
-Key = tuple[Id, int]  # an answer's id and sample
-
-
-def arrow() -> Any:
-    """The package pyarrow, or how to get it."""
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ParameterError(
-            "files of a token shift need pyarrow: pip install 'urial-engine[analysis]'"
-        ) from error
-    return pyarrow
-
-
-def key(answer: Answer) -> Key:
-    return answer.id, answer.sample
-
-
-def to_table(data: ShiftData) -> pyarrow.Table:
-    """A row a token and context. Names and texts stand beside their numbers; top-k are lists. The
-    table's metadata name the contexts, the answers and every token's text."""
-    pa = arrow()
-    classes, contexts = np.array(CLASSES, object), [c.name for c in data.contexts]
-    texts = {
-        "id": _texts([str(a.id) for a in data.answers], data.answer),
-        "context": _texts(contexts, data.context),
-        "token": pa.array(data.token, pa.string()).dictionary_encode(),
-        "shift_class": _texts(classes.tolist(), data.shift_class),
-    }
-    samples = np.array([a.sample for a in data.answers], np.int32)
-    columns = {"id": texts.pop("id"), "sample": samples[data.answer]}
-    columns |= {name: texts.get(name, _array(getattr(data, name))) for name in ARRAYS}
-    columns |= {name: texts[name] for name in ("token", "shift_class")}
-    if data.published is not None:
-        columns |= {f"published_{n}": a for n, a in data.published._asdict().items()}
-    about = {
-        "format": FORMAT,
-        "contexts": [c._asdict() for c in data.contexts],
-        "answers": [key(a) for a in data.answers],
-        "vocabulary": {str(i): data.vocabulary[i] for i in sorted(data.vocabulary)},
-    }
-    return pa.table(columns).replace_schema_metadata({ABOUT: json.dumps(about)})
-
-
-def _texts(values: list[str], index: NDArray[Any]) -> Any:
-    pa = arrow()
-    # Encoded anew: Parquet wants each text once, and several samples have one id.
-    return pa.array(values, pa.string()).take(pa.array(index)).dictionary_encode()
-
-
-def _array(values: NDArray[Any]) -> Any:
-    """[N] as it is; [N, k] as a list a row."""
-    if values.ndim == 1:
-        return values
-    pa, (rows, width) = arrow(), values.shape
-    ends = np.arange(rows + 1, dtype=np.int32) * width
-    return pa.ListArray.from_arrays(ends, np.ascontiguousarray(values).reshape(-1))
 
 
 def write_data(data: ShiftData, answers: Path, tokens: Path) -> None:
     """Both files, each whole or as it was. The second says that the first is complete."""
-    rows = (json.dumps(asdict(a), ensure_ascii=False) + "\n" for a in data.answers)
-    write_atomically(answers, "".join(rows).encode())
-    file = io.BytesIO()
-    arrow().parquet.write_table(to_table(data), file, row_group_size=ROW_GROUP)
-    write_atomically(tokens, file.getvalue())
+    write_answers(answers, data.answers)
+    write_tokens(tokens, About.of(data), [to_table(data)])
 
 
 def read_keys(tokens: Path) -> list[Key]:
     """Of the answers that a file of tokens is about, in order."""
-    return [(i, sample) for i, sample in _about(tokens, _schema(tokens).metadata)["answers"]]
+    return read_about(tokens).answers
 
 
 def read_data(answers: Path, tokens: Path) -> ShiftData:
     """What `write_data` has written. ParameterError names the file that is damaged."""
-    table = _reading(tokens, lambda: arrow().parquet.read_table(tokens))
-    about = _about(tokens, table.schema.metadata)
-    known = {key(a): a for a in read_answers(answers)}
-    if lost := [k for k in map(tuple, about["answers"]) if k not in known]:
-        raise ParameterError(
-            f"{answers} lacks the answer {lost[0]!r}, of which {tokens} has tokens"
-        )
-    try:
-        return ShiftData(
-            answers=[known[i, sample] for i, sample in about["answers"]],
-            contexts=tuple(Context(**c) for c in about["contexts"]),
-            vocabulary={int(i): text for i, text in about["vocabulary"].items()},
-            published=_published(table),
-            context=_places(table.column("context"), [c["name"] for c in about["contexts"]]),
-            **{n: _numbers(table.column(n), n) for n in ARRAYS if n != "context"},
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ParameterError(f"{tokens} is not of this form: {error}") from None
+    about = read_about(tokens)
+    named = list(told(answers, about.answers, tokens))
+    tables = [schema_of(about).empty_table(), *read_tables(tokens, about)]
+    names = [f"published_{name}" for name in Published._fields] if about.published else []
+    arrays = {n: np.concatenate([numbers(t, n, about) for t in tables]) for n in ARRAYS + names}
+    published = Published(*(arrays.pop(name) for name in names)) if names else None
+    return ShiftData(
+        named, about.contexts, vocabulary=about.vocabulary, published=published, **arrays
+    )
 
 
-def read_answers(path: Path) -> list[Answer]:
-    """ParameterError names the line that is no answer."""
-    answers = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                answers.append(Answer(**json.loads(line)))
-            except (ValueError, TypeError, RecursionError) as error:
-                raise ParameterError(f"{path}:{number} is no answer of a run: {error}") from None
-    return answers
+def join_files(parts: Sequence[tuple[Path, Path]], folder: Path) -> None:
+    """Files of parts of one run (answers and tokens of each, in order; at least one part) become
+    those that `write_tables` makes of the whole. A part's files may be the folder's own.
+
+    Memory holds a few groups of rows, the vocabulary, and of each answer its name. ParameterError
+    where a file is damaged or does not go with the first; the folder's table is then as it was.
+    """
+    abouts = [read_about(tokens) for _, tokens in parts]
+    _check_one_run([tokens for _, tokens in parts], abouts)
+    whole = abouts[0]._replace(
+        answers=[k for about in abouts for k in about.answers],
+        vocabulary={i: text for about in abouts for i, text in about.vocabulary.items()},
+    )
+    pairs = [(*files, about) for files, about in zip(parts, abouts, strict=True)]
+    every = (a for path, tokens, about in pairs for a in told(path, about.answers, tokens))
+    write_answers(folder / ANSWERS, every)
+    write_tokens(folder / TOKENS, whole, _joined([(tokens, about) for _, tokens, about in pairs]))
+    write_json(folder / VOCABULARY, whole.texts())
 
 
-def _published(table: pyarrow.Table) -> Published | None:
-    names = [f"published_{name}" for name in Published._fields]
-    if names[0] not in table.column_names:
-        return None
-    return Published(*(table.column(name).to_numpy() for name in names))
+def _check_one_run(paths: Sequence[Path], abouts: Sequence[About]) -> None:
+    held: set[Key] = set()
+    first = abouts[0]
+    for path, about in zip(paths, abouts, strict=True):
+        if about._replace(answers=first.answers, vocabulary=first.vocabulary) != first:
+            raise ParameterError(f"{path} has other contexts or columns than {paths[0]}")
+        if twice := [k for k in about.answers if k in held]:
+            raise ParameterError(f"{path} has the answer {twice[0]!r}, which another part has too")
+        held.update(about.answers)
 
 
-def _numbers(column: Any, name: str) -> NDArray[Any]:
-    """[N], or [N, k] of a list column."""
-    kind = {f.name: f.type for f in fields(ShiftData)}[name]
-    dtype = np.int32 if kind == "I32" else np.float32
-    pa, whole = arrow(), column.combine_chunks()
-    if pa.types.is_list(whole.type):
-        flat = whole.flatten().to_numpy(zero_copy_only=False).astype(dtype, copy=False)
-        return flat.reshape(len(whole), -1) if len(whole) else np.empty((0, 0), dtype)
-    return whole.to_numpy(zero_copy_only=False).astype(dtype, copy=False)  # type: ignore[no-any-return]
-
-
-def _places(column: Any, names: list[str]) -> NDArray[np.int32]:
-    """[N] the place among the names; a reader may have numbered them anew."""
-    whole = column.combine_chunks().dictionary_encode()
-    places = np.array([names.index(name) for name in whole.dictionary.to_pylist()], np.int32)
-    return places[whole.indices.to_numpy()] if len(whole) else np.empty(0, np.int32)
-
-
-def _schema(tokens: Path) -> Any:
-    return _reading(tokens, lambda: arrow().parquet.read_schema(tokens))
-
-
-def _reading(tokens: Path, read: Any) -> Any:
-    pa = arrow()
-    try:
-        return read()
-    except (pa.ArrowException, ValueError) as error:
-        raise ParameterError(
-            f"{tokens} cannot be read as Parquet: {error}; remove it to have it made again"
-        ) from None
-
-
-def _about(tokens: Path, metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
-    about = json.loads((metadata or {}).get(ABOUT, b"{}"))
-    if about.get("format") != FORMAT:
-        raise ParameterError(
-            f"{tokens} has format {about.get('format')}, not {FORMAT}: it was made by another "
-            "version, or by another program"
-        )
-    return about  # type: ignore[no-any-return]
+def _joined(parts: Sequence[tuple[Path, About]]) -> Iterator[pyarrow.Table]:
+    """Rows of all the files; `answer` counts the answers of all."""
+    pa, before = arrow(), 0
+    for path, about in parts:
+        for table in read_tables(path, about):
+            place = table.column_names.index("answer")
+            answer = table["answer"].to_numpy() + np.int32(before)
+            yield table.set_column(place, "answer", pa.array(answer))
+        before += len(about.answers)
 
 
 def write_folder(data: ShiftData, folder: Path, summary: Mapping[str, Any]) -> None:
@@ -196,8 +117,7 @@ def write_folder(data: ShiftData, folder: Path, summary: Mapping[str, Any]) -> N
 def write_tables(data: ShiftData, folder: Path) -> None:
     """All but the summary."""
     write_data(data, folder / ANSWERS, folder / TOKENS)
-    texts = {str(i): data.vocabulary[i] for i in sorted(data.vocabulary)}
-    write_json(folder / VOCABULARY, texts)
+    write_json(folder / VOCABULARY, About.of(data).texts())
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -1,46 +1,77 @@
 """The folder of a run as it stands: what is finished of it comes out, finished work goes in.
 
-One process at a time writes to it. Whenever that is ended, each file is whole or as it was.
+One process at a time has it, which holds a lock on the folder itself. Whenever that is ended, each
+file is whole or as it was, and the next one removes what was half written.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from .errors import ParameterError
 from .json_values import Json
-from .jsonl import Results, settle
-from .outputs import F32
+from .jsonl import Results, settle, write_atomically
 from .shift_data import Answer, Id, ShiftData
-from .sources import Probe
+from .sources import Probe, Skipped
 from .token_shift_files import (
     ANSWERS,
     TOKENS,
     Key,
+    answer_of,
+    join_files,
     key,
     read_answers,
-    read_data,
     read_keys,
     write_data,
 )
-from .token_shift_measure import join
-from .token_shift_spill import read_states, write_states
+from .token_shift_states import States, read_states, write_states
 
-RUN, WORK, GENERATED = "run.json", "work", "generated.jsonl"
+RUN, WORK, GONE, LEFT_OUT = "run.json", "work", ".work-done", "left_out.jsonl"
+GENERATED = "generated.jsonl"
+# What a write that was ended leaves beside its target: jsonl.write_atomically names it so.
+HALF_WRITTEN = re.compile(r".+\.(?:jsonl?|parquet|html|png|svg|npz)\.\d+")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Nobody else has the folder, which is made. ParameterError where another process does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ParameterError(
+                f"{folder} is being written by another process; wait for it, or give another --out"
+            ) from None
+        except OSError:
+            pass  # some network disks have no locks; there the user must see to it
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class Kept:
-    """An open run. `answers`: what is measured already, in order; `notes`: for a person."""
+    """A run whose folder is locked. `answers`: what is measured already, in order; `notes`: for a
+    person."""
 
     def __init__(self, folder: Path, probes: Sequence[Probe]) -> None:
-        """ParameterError where another process has it, or a probe is not what it was."""
+        """ParameterError where a probe is not what it was, or a file is damaged."""
         self._folder, self._work = folder, folder / WORK
-        self._work.mkdir(parents=True, exist_ok=True)
+        for path in folder.rglob("*"):
+            if HALF_WRITTEN.fullmatch(path.name):
+                path.unlink()
+        shutil.rmtree(folder / GONE, ignore_errors=True)
+        self._work.mkdir(exist_ok=True)
         expected = {p.id: {"id": p.id, "query": p.query} for p in probes}
         self._generated = Results(self._work / GENERATED, None, expected)
         try:
@@ -49,6 +80,9 @@ class Kept:
             self.answers = [a for pair in self._parts for a in _answers(*pair)]
             self.measured: set[Key] = {key(a) for a in self.answers}
             _check_same(folder, self.answers, probes)
+            if not (self._parts or self._generated.finished or any(self._work.glob("states-*"))):
+                # Parameters bind from the first result on, not from an attempt.
+                (folder / RUN).unlink(missing_ok=True)
         except BaseException:
             self.close()
             raise
@@ -57,40 +91,58 @@ class Kept:
         """ParameterError where the run was begun with other parameters; new ones are kept."""
         settle(self._folder / RUN, parameters, names or {})
 
-    def generated(self) -> dict[Id, list[dict[str, Any]]]:
-        """The samples of each query that the aligned model has answered, by the query's id."""
-        rows = map(json.loads, (self._work / GENERATED).read_bytes().splitlines())
-        return {row["id"]: row["outputs"] for row in rows}
+    def generated(self) -> dict[Id, list[Answer]]:
+        """What the aligned model has answered, by the id of the query."""
+        path, found = self._work / GENERATED, {}
+        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+            row, where = json.loads(line), f"{path}:{number}"
+            if not isinstance(row.get("answers"), list) or not row["answers"]:
+                raise ParameterError(f"{where} has no answers; remove the line, or the file")
+            found[row["id"]] = [answer_of(fields, where) for fields in row["answers"]]
+        return found
 
-    def add_generated(self, probe: Probe, outputs: Sequence[Json]) -> None:
-        self._generated.write({"id": probe.id, "query": probe.query, "outputs": list(outputs)})
+    def add_generated(self, probe: Probe, answers: Sequence[Answer]) -> None:
+        """All samples of one query."""
+        row = {"id": probe.id, "query": probe.query, "answers": [asdict(a) for a in answers]}
+        self._generated.write(row)
 
     def add(self, part: ShiftData) -> None:
         """A measured group, whose hidden states are then of no more use."""
-        number = sum(1 for _ in self._work.glob("tokens-*.parquet"))
-        pair = self._pair(number)
+        taken = [int(path.stem.rpartition("-")[2]) for path in self._work.glob("*-*.[jp]*")]
+        pair = _pair(self._work, max(taken, default=-1) + 1)
         write_data(part, *pair)
         self._parts.append(pair)
         self._states(part.answers).unlink(missing_ok=True)
 
-    def states(self, group: Sequence[Answer]) -> dict[str, F32] | None:
+    def states(self, group: Sequence[Answer]) -> States | None:
         """What the aligned model made of these answers, where it is kept."""
-        return read_states(self._states(group), list(map(key, group)))
+        return read_states(self._states(group), _marks(group))
 
-    def add_states(self, group: Sequence[Answer], states: Mapping[str, F32], dtype: str) -> None:
-        write_states(self._states(group), list(map(key, group)), states, dtype)
+    def add_states(self, group: Sequence[Answer], states: States) -> None:
+        write_states(self._states(group), _marks(group), states)
 
-    def whole(self) -> ShiftData:
-        """All that was measured, which is something."""
-        return join([read_data(*pair) for pair in self._parts])
+    def add_left_out(self, rows: Sequence[Skipped]) -> None:
+        """Rows of the input that are no part of the run, and why; a list of all there ever were."""
+        path = self._folder / LEFT_OUT
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines += [json.dumps(row._asdict(), ensure_ascii=False) for row in rows]
+        if rows:
+            text = "".join(f"{line}\n" for line in dict.fromkeys(lines))
+            write_atomically(path, text.encode())
 
     def finish(self) -> None:
-        """Everything stands in the folder's own files."""
-        self.close()
-        shutil.rmtree(self._work)
+        """What was measured becomes the folder's own files, and work/ goes: all of it, or none."""
+        join_files(self._parts, self._folder)
+        self._generated.close()
+        self._work.rename(self._folder / GONE)
+        shutil.rmtree(self._folder / GONE)
 
     def close(self) -> None:
+        """Nothing stays of a run that did nothing."""
         self._generated.close()
+        names = [path.name for path in self._work.iterdir()] if self._work.exists() else []
+        if names == [GENERATED] and not (self._work / GENERATED).stat().st_size:
+            shutil.rmtree(self._work)
 
     def __enter__(self) -> Kept:
         return self
@@ -98,21 +150,15 @@ class Kept:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _pair(self, number: int) -> tuple[Path, Path]:
-        return (
-            self._work / f"answers-{number:05}.jsonl",
-            self._work / f"tokens-{number:05}.parquet",
-        )
-
     def _find_parts(self) -> list[tuple[Path, Path]]:
         """Files of answers and of tokens, in order: the finished ones, then those of work/ that
-        these do not hold yet."""
+        these do not hold yet. A file of tokens is written when its group is complete."""
         whole = self._folder / ANSWERS, self._folder / TOKENS
         parts = [whole] if whole[1].exists() else []
         held = set(read_keys(whole[1])) if parts else set()
-        for number in range(sum(1 for _ in self._work.glob("tokens-*.parquet"))):
-            pair = self._pair(number)
-            parts += [] if held.issuperset(read_keys(pair[1])) else [pair]
+        for tokens in sorted(self._work.glob("tokens-*.parquet")):
+            pair = _pair(self._work, int(tokens.stem.rpartition("-")[2]))
+            parts += [] if held.issuperset(read_keys(tokens)) else [pair]
         return parts
 
     def _states(self, group: Sequence[Answer]) -> Path:
@@ -121,15 +167,31 @@ class Kept:
         return self._work / f"states-{name}.npz"
 
 
+def _pair(work: Path, number: int) -> tuple[Path, Path]:
+    return work / f"answers-{number:05}.jsonl", work / f"tokens-{number:05}.parquet"
+
+
+def _marks(group: Sequence[Answer]) -> list[str]:
+    """What hidden states depend on: the answers, and what stood before them."""
+    read = ([*key(a), a.token_ids, a.aligned_context_ids] for a in group)
+    return [hashlib.sha256(json.dumps(one).encode()).hexdigest()[:16] for one in read]
+
+
 def _answers(answers: Path, tokens: Path) -> list[Answer]:
-    known = {key(a): a for a in read_answers(answers)}
+    known: Mapping[Key, Answer] = {key(a): a for a in read_answers(answers)}
     return [known[k] for k in read_keys(tokens) if k in known]
 
 
 def _check_same(folder: Path, answers: Sequence[Answer], probes: Sequence[Probe]) -> None:
     """A probe that was measured has the same query and, where it brings one, the same answer."""
     known = {key(a): a for a in answers}
+    texts: dict[str, Id] = {str(a.id): a.id for a in answers}
     for probe in probes:
+        if texts.setdefault(str(probe.id), probe.id) != probe.id:
+            raise ParameterError(
+                f"{probe.where}: the id {probe.id!r} is written as {texts[str(probe.id)]!r} is, "
+                "and tables name answers so; give one of them another"
+            )
         found = known.get((probe.id, probe.sample))
         if found is None:
             continue

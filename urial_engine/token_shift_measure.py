@@ -7,13 +7,14 @@ position are never held, and the hidden states of no more than ROWS tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .backends.base import HeadComparison, HeadScores
 from .errors import NumericsError
@@ -27,20 +28,16 @@ from .token_shift_published import (
     published_measures,
     published_text,
 )
+from .token_shift_states import States, narrow, wide
+
+if TYPE_CHECKING:
+    from .engine import Engine
 
 ROWS = 4096  # tokens of answers in a group, where an answer has no more by itself
 ANSWERS = 32  # in a group: what is lost at most where a run is killed
 
 # (base hidden, targets, top_k, aligned hidden) -> what both heads say; rows count shared tokens
 Compare = Callable[[F32, I32, int, F32], HeadComparison]
-
-
-class Reads(Protocol):
-    """An engine, as far as it reads texts."""
-
-    def hidden_states(
-        self, ids_list: Sequence[Sequence[int]], first_positions: Sequence[int]
-    ) -> list[F32]: ...
 
 
 def groups(answers: Sequence[Answer]) -> Iterator[list[Answer]]:
@@ -56,66 +53,90 @@ def groups(answers: Sequence[Answer]) -> Iterator[list[Answer]]:
         yield group
 
 
-def read(engine: Reads, contexts: Sequence[Sequence[int]], ids: Sequence[Sequence[int]]) -> F32:
-    """Hidden states [n, C] that choose the tokens of each of the `ids`, behind each other."""
-    pairs = [(list(c), list(i)) for c, i in zip(contexts, ids, strict=True) if i]
-    if not pairs:
-        return np.empty((0, 0), np.float32)
-    texts = [before + own[:-1] for before, own in pairs]
-    return np.concatenate(engine.hidden_states(texts, [len(c) - 1 for c, _ in pairs]))
+def read(
+    engine: Engine,
+    what: str,
+    group: Sequence[Answer],
+    contexts: Sequence[Sequence[int]],
+    ids: Sequence[Sequence[int]],
+) -> NDArray[Any]:
+    """Hidden states [n, C] that choose the tokens of each of the `ids`, behind each other, as the
+    head reads them. `what` reads them is for errors."""
+    full = [i for i, own in enumerate(ids) if own]
+    if not full:
+        return np.empty((0, engine.config.hidden_size), np.float32)
+    states = engine.hidden_states(
+        [[*contexts[i], *ids[i][:-1]] for i in full],
+        [len(contexts[i]) - 1 for i in full],
+        labels=[f"query {group[i].query!r} ({what})" for i in full],
+    )
+    return np.concatenate([narrow(own, engine.backend.hidden_dtype) for own in states])
 
 
-def read_aligned(plan: Plan, engine: Reads, group: Sequence[Answer]) -> dict[str, F32]:
-    """By the name of the prompt: what the aligned model makes of the answers."""
-    asked = {name: [a.token_ids for a in group] for name in plan.aligned.prompts}
-    if plan.published:
-        again = [published_ids(plan, a) for a in group]
-        asked |= {as_published(name): again for name in plan.aligned.prompts}
+def read_aligned(plan: Plan, engine: Engine, group: Sequence[Answer]) -> States:
+    """What the aligned model makes of the answers."""
     return {
-        name: read(engine, [a.aligned_context_ids[name] for a in group], ids)
-        for name, ids in asked.items()
+        name: read(
+            engine, f"aligned, {name}", group, [a.aligned_context_ids[name] for a in group], ids
+        )
+        for as_named, ids in _asked(plan, group)
+        for name in map(as_named, plan.aligned.prompts)
     }
 
 
 def measure(
-    plan: Plan,
-    base: Reads,
-    compare: Compare,
-    group: Sequence[Answer],
-    of_aligned: Mapping[str, F32],
+    plan: Plan, base: Engine, compare: Compare, group: Sequence[Answer], of_aligned: States
 ) -> ShiftData:
     """A group of answers; `of_aligned` is what `read_aligned` said of it."""
-    ids = [a.token_ids for a in group]
-    data = _assemble(plan, group, _each(plan, base, compare, group, (ids, of_aligned, plan.top_k)))
-    if not plan.published:
-        return data
-    again = [published_ids(plan, a) for a in group]
-    states = {name: of_aligned[as_published(name)] for name in plan.aligned.prompts}
-    kept = min(KEPT, len(plan.shared.base_ids))
-    found = _each(plan, base, compare, group, (again, states, kept), as_published)
-    return replace(data, published=published_rows(plan, data, list(map(len, again)), found))
+    exact, *again = _asked(plan, group)
+    data = _assemble(plan, group, _each(plan, base, compare, group, of_aligned, exact, plan.top_k))
+    for asked in again:
+        found = _each(plan, base, compare, group, of_aligned, asked, KEPT)
+        sizes = list(map(len, asked.ids))
+        data = replace(data, published=published_rows(plan, data, sizes, found))
+    return data
+
+
+class _Reading(NamedTuple):
+    """How prompts are named, and the tokens of each answer that are read."""
+
+    named: Callable[[str], str]
+    ids: list[list[int]]
+
+
+def _asked(plan: Plan, group: Sequence[Answer]) -> list[_Reading]:
+    """Ours, then the published code's where that is wanted."""
+    asked = [_Reading(str, [a.token_ids for a in group])]
+    if plan.published:
+        asked.append(_Reading(as_published, [published_ids(plan, a) for a in group]))
+    return asked
 
 
 def _each(
     plan: Plan,
-    base: Reads,
+    base: Engine,
     compare: Compare,
     group: Sequence[Answer],
-    asked: tuple[Sequence[Sequence[int]], Mapping[str, F32], int],
-    name: Callable[[str], str] = str,
+    of_aligned: States,
+    asked: _Reading,
+    top_k: int,
 ) -> list[HeadComparison]:
-    """One comparison a context, of (ids of each answer, aligned states, top k); none of nothing."""
-    ids, of_aligned, top_k = asked
+    """One comparison a context; none of nothing."""
+    named, ids = asked
+    top_k = min(top_k, len(plan.shared.base_ids))
     rows = plan.shared.to_rows(np.array([i for own in ids for i in own], np.int32))  # [n]
-    hidden: dict[str, F32] = {}
+    last = {c.base: number for number, c in enumerate(plan.contexts)}
+    held: dict[str, NDArray[Any]] = {}
     found = []
-    for context in plan.contexts if rows.size else ():
-        if context.base not in hidden:
-            before = [a.base_context_ids[name(context.base)] for a in group]
-            hidden[context.base] = read(base, before, list(map(plan.shared.to_base, ids)))
-        states = hidden[context.base], of_aligned[context.aligned]
+    for number, (_, mine, theirs) in enumerate(plan.contexts if rows.size else ()):
+        if mine not in held:
+            before = [a.base_context_ids[named(mine)] for a in group]
+            own = list(map(plan.shared.to_base, ids))
+            held[mine] = read(base, f"base, {mine}", group, before, own)
+        # Another context may compare the same states: they go with the last of these.
+        states = held.pop(mine) if last[mine] == number else held[mine]
         with _named(group, list(map(len, ids))):
-            found.append(compare(states[0], rows, top_k, states[1]))
+            found.append(compare(wide(states), rows, top_k, wide(of_aligned[named(theirs)])))
     return found
 
 

@@ -5,13 +5,14 @@ What a plan needs of them (tokenizers and configurations) is read without their 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, resolve
 from .engine import Engine
 from .engine_inputs import context_length
 from .errors import ParameterError
@@ -20,6 +21,11 @@ from .outputs import I32
 from .prompt import UrialPrompt
 from .token_shift_plan import Side
 from .tokenizer import Tokenizer
+
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "chat_template.jinja", "chat_template.json"),
+)
 
 
 @dataclass(frozen=True)
@@ -30,13 +36,25 @@ class Model:
     options: Mapping[str, Any]
     prompts: Mapping[str, Any]
 
-    def side(self) -> Side:
+    def side(self, name: str) -> Side:
         """Its texts. Errors as `Engine`."""
         with Checkpoint.open(self.path) as checkpoint:
             config, tokenizer = checkpoint.config, Tokenizer.load(checkpoint.folder)
         tokenizer.check_fits(config.vocab_size)
         context = context_length(config, self.options.get("max_model_len"))
-        return Side(tokenizer, context, config.vocab_size, dict(self.prompts))
+        return Side(name, tokenizer, context, config.vocab_size, dict(self.prompts))
+
+    @property
+    def name(self) -> str:
+        """A hub id as it is, a folder by its own name."""
+        folder = Path(self.path)
+        return folder.resolve().name if folder.exists() else self.path
+
+    def tokenizer_files(self) -> dict[str, str]:
+        """Hashes of all files that say how a text is cut, its chat template included."""
+        folder = resolve(self.path)
+        paths = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+        return {p.name: hashlib.sha256(p.read_bytes()).hexdigest()[:32] for p in paths}
 
     def open(self) -> Engine:
         """With the first of its URIAL prompts as prefix, which is then computed only once."""
@@ -67,6 +85,11 @@ class Models:
             raise ParameterError("sequential is for two models; base and aligned are the same")
 
     @property
+    def names(self) -> dict[str, str]:
+        """How the two were called when the run was begun."""
+        return {"base_model": self.base.name, "aligned_model": self.aligned.name}
+
+    @property
     def one(self) -> bool:
         """Whether both are the same model, which is then opened once."""
         mine, theirs = self.base.path, self.aligned.path
@@ -76,5 +99,6 @@ class Models:
     def opened(self) -> Iterator[tuple[Engine, Engine]]:
         """(base, aligned), both in memory."""
         with ExitStack() as stack:
-            base = stack.enter_context(self.base.open())
+            both = {**self.aligned.prompts, **self.base.prompts} if self.one else self.base.prompts
+            base = stack.enter_context(replace(self.base, prompts=both).open())
             yield base, base if self.one else stack.enter_context(self.aligned.open())

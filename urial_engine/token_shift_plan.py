@@ -5,12 +5,12 @@ All of it is known before a model runs, so what cannot be done is refused here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import ParameterError, PromptError
-from .prompt import UrialPrompt, prompt_form
+from .prompt import FENCE, UrialPrompt, in_urial_form, prompt_form
 from .shift_data import Answer, Context
 from .sources import Probe
 from .token_shift_published import published_context
@@ -19,6 +19,7 @@ from .tokenizer import Tokenizer
 
 SAME = "same"  # the base model reads what the aligned one does
 GIVEN = "given"  # the text that stands beside the answer in its file
+Contexts = dict[str, list[int]]  # by the name of a prompt: what stands before an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,40 +27,42 @@ class Side:
     """One of the two models, as far as its texts are concerned. `prompts` by name; what they may
     be says `prompt_form`, and SAME (of the base) and GIVEN beside it."""
 
+    name: str  # "base" or "aligned"
     tokenizer: Tokenizer
     context: int  # tokens of a text, at most
     vocab_size: int
     prompts: dict[str, Any]
 
-    def read(self, probe: Probe) -> dict[str, list[int]]:
-        """By prompt, all that stands before the answer; SAME is left to the plan."""
+    def read(self, probe: Probe) -> Contexts:
+        """All that stands before the answer; SAME is left to the plan."""
         contexts = {}
         for name, prompt in self.prompts.items():
             if prompt != SAME:
                 given = self.given(probe, prompt)
-                contexts[name] = (
-                    self.tokenizer.encode_prompt(given) if isinstance(given, str) else list(given)
-                )
-                if not contexts[name]:
+                text = isinstance(given, str)
+                ids = self.tokenizer.encode_prompt(str(given)) if text else [int(i) for i in given]
+                if not ids:
                     raise PromptError(
-                        f"the context of query {probe.query!r} has no tokens; one must stand "
-                        "before an answer"
+                        f"{probe.where}: the context of query {probe.query!r} has no tokens under "
+                        f"the prompt {name!r}; one must stand before an answer"
                     )
+                contexts[name] = ids
         return contexts
 
-    def published(self, probe: Probe) -> dict[str, list[int]]:
+    def published(self, probe: Probe) -> Contexts:
         """As `read`, in the conventions of the published code, which knows texts alone."""
         contexts = {}
         for name, prompt in self.prompts.items():
-            if prompt == "chat":
-                chat = [{"role": "user", "content": probe.query}]
-                given: str | list[int] = self.tokenizer.render_chat(chat)
-            elif prompt != SAME:
-                given = self.given(probe, prompt)
             if prompt != SAME:
+                chat = [{"role": "user", "content": probe.query}]
+                given = (
+                    self.tokenizer.render_chat(chat)
+                    if prompt == "chat"
+                    else self.given(probe, prompt)
+                )
                 if not isinstance(given, str):
                     raise ParameterError(f"the published code has no prompts of token ids: {name}")
-                contexts[name] = published_context(self.tokenizer, given)
+                contexts[as_published(name)] = published_context(self.tokenizer, given)
         return contexts
 
     def given(self, probe: Probe, prompt: Any) -> str | list[int]:
@@ -69,6 +72,21 @@ class Side:
         if probe.prompt is None:
             raise ParameterError(f'{probe.where}: the row has no prompt text for "{GIVEN}"')
         return probe.prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A probe in all its contexts. `room`: tokens that an answer may have in each of them."""
+
+    probe: Probe
+    of_base: Contexts
+    of_aligned: Contexts
+    room: int
+
+    @property
+    def first(self) -> list[int]:
+        """What the aligned model continues where it answers: under the first of its prompts."""
+        return next(iter(self.of_aligned.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,34 +117,36 @@ class Plan:
         most = len(shared.base_ids)
         if not 0 <= top_k <= most:
             raise ParameterError(f"top_k={top_k}: must be between 0 and the vocabulary's {most}")
+        if SAME in aligned.prompts.values():
+            raise ParameterError(f'"{SAME}" is a prompt of the base model: what the aligned reads')
         for side in (base, aligned):  # a prompt that is none is refused before any work
             for prompt in side.prompts.values():
                 if prompt not in (SAME, GIVEN):
                     prompt_form(prompt, side.tokenizer)
         return cls(base, aligned, _columns(base, aligned), shared, top_k, published)
 
-    def contexts_of(self, probe: Probe) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-        """What stands before an answer: of the base and of the aligned model, by prompt."""
+    def ask(self, probe: Probe) -> Asked:
+        """Errors name the probe's place: PromptError where a context has no room for an answer."""
         of_base, of_aligned = self.base.read(probe), self.aligned.read(probe)
-        self._add_same(of_base, of_aligned)
         if self.published:
-            theirs = self.base.published(probe), self.aligned.published(probe)
-            self._add_same(*theirs)
-            of_base |= {as_published(name): ids for name, ids in theirs[0].items()}
-            of_aligned |= {as_published(name): ids for name, ids in theirs[1].items()}
-        return of_base, of_aligned
+            of_base |= self.base.published(probe)
+            of_aligned |= self.aligned.published(probe)
+        for base, aligned in self._pairs():
+            if base not in of_base:
+                what = f"{probe.where}: the prompt {aligned!r}"
+                of_base[base] = self.shared.to_base(of_aligned[aligned], what)
+        return Asked(probe, of_base, of_aligned, self._room(probe, of_base, of_aligned))
 
-    def _add_same(self, of_base: dict[str, list[int]], of_aligned: dict[str, list[int]]) -> None:
-        """The base reads what the aligned model does, where no prompt says what else."""
-        for context in self.contexts:
-            if context.base not in of_base:
-                of_base[context.base] = self.shared.to_base(of_aligned[context.aligned])
+    def _pairs(self) -> list[tuple[str, str]]:
+        """Names of the contexts that are compared with each other."""
+        pairs = [(c.base, c.aligned) for c in self.contexts]
+        again = [(as_published(base), as_published(aligned)) for base, aligned in pairs]
+        return [*pairs, *again] if self.published else pairs
 
-    def room(self, probe: Probe) -> int:
-        """Tokens that an answer may have in all contexts, at least 1; PromptError where none."""
+    def _room(self, probe: Probe, of_base: Contexts, of_aligned: Contexts) -> int:
         room, side, name = min(
-            (own.context + 1 - len(before), side, name)  # an answer's last token is never read
-            for side, own, contexts in self._sides(probe)
+            (own.context + 1 - len(before), own.name, name)  # an answer's last token is never read
+            for own, contexts in ((self.base, of_base), (self.aligned, of_aligned))
             for name, before in contexts.items()
         )
         if room < 1:
@@ -136,14 +156,9 @@ class Plan:
             )
         return room
 
-    def _sides(self, probe: Probe) -> Iterator[tuple[str, Side, dict[str, list[int]]]]:
-        of_base, of_aligned = self.contexts_of(probe)
-        yield "base", self.base, of_base
-        yield "aligned", self.aligned, of_aligned
-
     def answer(
         self,
-        probe: Probe,
+        asked: Asked,
         token_ids: Sequence[int],
         *,
         text: str | None = None,
@@ -151,24 +166,24 @@ class Plan:
         finish_reason: str | None = None,
         sample: int = 0,
     ) -> Answer:
-        """An answer to a probe in all its contexts; each must hold it, or it is a PromptError."""
-        ids, decode = [int(i) for i in token_ids], self.aligned.tokenizer.decode
-        self.shared.check(ids, self.base.tokenizer, self.aligned.tokenizer)
-        if len(ids) > (room := self.room(probe)):
+        """An answer in all its contexts. Errors name the probe's place."""
+        probe, ids = asked.probe, [int(i) for i in token_ids]
+        what = f"{probe.where}: an answer"
+        self.shared.check(ids, self.base.tokenizer, self.aligned.tokenizer, what)
+        if len(ids) > asked.room:
             raise PromptError(
-                f"{probe.where}: an answer of {len(ids)} tokens, where the models' contexts have "
-                f"room for {room}"
+                f"{what} of {len(ids)} tokens, where the models' contexts have room for "
+                f"{asked.room}"
             )
-        of_base, of_aligned = self.contexts_of(probe)
         return Answer(
             id=probe.id,
             query=probe.query,
-            text=decode(ids) if text is None else text,
+            text=self.aligned.tokenizer.decode(ids) if text is None else text,
             token_ids=ids,
             pieces=pieces_of(self.aligned.tokenizer, ids),
             source=source,
-            aligned_context_ids=of_aligned,
-            base_context_ids=of_base,
+            aligned_context_ids=asked.of_aligned,
+            base_context_ids=asked.of_base,
             finish_reason=finish_reason,
             dataset=probe.dataset,
             generator=probe.generator,
@@ -183,7 +198,15 @@ class Plan:
             assert probe.answer is not None, "a probe with an answer"
             source = "text"
             ids = self.aligned.tokenizer.encode(probe.answer, add_special_tokens=False)
-        return self.answer(probe, ids, text=probe.answer, source=source, sample=probe.sample)
+        asked = self.ask(probe)
+        return self.answer(asked, ids, text=probe.answer, source=source, sample=probe.sample)
+
+    def between_fences(self, probe: Probe) -> bool:
+        """Whether an answer that is generated stands in URIAL's form, and a fence ends it."""
+        prompt = next(iter(self.aligned.prompts.values()))
+        if prompt == GIVEN:
+            return probe.prompt is not None and probe.prompt.endswith(f"\n{FENCE}\n")
+        return in_urial_form(prompt)
 
 
 def as_published(name: str) -> str:
@@ -199,9 +222,8 @@ def named_prompts(prompts: Any) -> dict[str, Any]:
         return dict(prompts)
     if isinstance(prompts, UrialPrompt):
         return {"urial": prompts}
-    return {
-        prompts if isinstance(prompts, str) else getattr(prompts, "__name__", "prompt"): prompts
-    }
+    name = prompts if isinstance(prompts, str) else getattr(prompts, "__name__", "prompt")
+    return {name: prompts}
 
 
 def _columns(base: Side, aligned: Side) -> tuple[Context, ...]:
@@ -211,13 +233,13 @@ def _columns(base: Side, aligned: Side) -> tuple[Context, ...]:
         for name, prompt in base.prompts.items():
             one = len(aligned.prompts) == 1
             mine = name if prompt != SAME or one else f"{name} as {theirs}"
-            columns.append(Context(mine if one else f"{name} / {theirs}", mine, theirs))
+            columns.append(Context(name if one else f"{name} / {theirs}", mine, theirs))
     return tuple(columns)
 
 
-def pieces_of(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+def pieces_of(tokenizer: Tokenizer, ids: Sequence[int], *, special: bool = True) -> list[str]:
     """The text token by token; a character that is spread over several comes with the last."""
-    stream = tokenizer.stream(skip_special_tokens=False)
+    stream = tokenizer.stream(skip_special_tokens=not special, continues=True)
     pieces = [stream.push(i) for i in ids]
     if pieces:
         pieces[-1] += stream.finish()

@@ -16,6 +16,9 @@ from .token_shift_published import published_pair
 from .token_shift_result import TokenShift
 
 PAGE, PLOTS = "page.html", "plots"
+SIDE = ("model", "weights", "dtype", "device", "isa", "prompts")
+NEEDED = {f"{side}_{name}" for side in ("base", "aligned") for name in SIDE}
+NEEDED |= {"generated", "version"}
 
 
 def write_report(folder: Path, **options: Any) -> dict[str, Any]:
@@ -29,15 +32,18 @@ def write_report(folder: Path, **options: Any) -> dict[str, Any]:
     summary = data.summary(**options) | {"published_ratios": [pair] if pair else None}
     write_json(folder / SUMMARY, summary)
     write_plots(summary, folder / PLOTS)
-    title = f"{made['aligned_model']} against {made['base_model']}"
-    write_page(data, summary, folder / PAGE, title=f"Token shift: {title}", about=_about(made))
+    names = list(dict.fromkeys(made[f"{side}_model"] for side in ("aligned", "base")))
+    write_page(data, summary, folder / PAGE, title=" against ".join(names), about=_about(made))
     return summary
 
 
 def read_header(folder: Path) -> dict[str, Any]:
     """What run.json says of a run. `ParameterError` where it cannot be read."""
     try:
-        return dict(json.loads((folder / RUN).read_bytes()))
+        made = dict(json.loads((folder / RUN).read_bytes()))
+        if lacking := NEEDED - made.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
+        return made
     except (OSError, ValueError, TypeError) as error:
         raise ParameterError(f"{folder} is no run: its {RUN} cannot be read: {error}") from None
 
@@ -54,7 +60,7 @@ def _about(made: Mapping[str, Any]) -> dict[str, str]:
     how = {n.removeprefix("sampling_"): v for n, v in made.items() if n.startswith("sampling_")}
     shown = ("max_tokens", "temperature", "top_p", "repetition_penalty", "n", "seed")
     about["answers"] = (
-        "generated: " + ", ".join(f"{n} {how[n]}" for n in shown if how[n] is not None)
+        "generated: " + ", ".join(f"{n} {how[n]}" for n in shown if how.get(n) is not None)
         if made["generated"]
         else "given"
     )

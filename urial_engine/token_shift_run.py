@@ -19,22 +19,24 @@ from pathlib import Path
 from typing import Any
 
 from .engine import Engine
+from .engine_inputs import check_top
+from .errors import ParameterError, PromptError
 from .head import compare_heads
 from .prompt import UrialPrompt
 from .sampling import SamplingParams, fresh_seed
 from .scheduler_requests import Generation
 from .shift_data import Answer
-from .sources import Probe
-from .token_shift import heads_in_memory, is_given, question, written
-from .token_shift_files import FORMAT, arrow, key, write_tables
-from .token_shift_kept import RUN, Kept
+from .sources import Probe, Skipped
+from .token_shift import heads_in_memory, is_given, sampling, written
+from .token_shift_files import FORMAT, arrow, key
+from .token_shift_kept import RUN, Kept, locked
 from .token_shift_measure import Compare, groups, measure, read_aligned
 from .token_shift_models import Models
-from .token_shift_plan import Plan
-from .token_shift_result import TokenShift
+from .token_shift_plan import Asked, Plan, Side
+from .token_shift_report import write_report
 
-OUTPUT = ("token_ids", "text", "finish_reason", "sample")  # of a generated answer, as it is kept
 Show = Callable[[str, int, int], None]  # what is being done, how much of it is, how much there is
+LeaveOut = Callable[[Skipped], None]
 
 
 @dataclass(frozen=True)
@@ -47,54 +49,69 @@ class ShiftRun:
     params: SamplingParams
     map_tokens: Mapping[str, str] = field(default_factory=dict)
 
-    def into(self, folder: Path, probes: Sequence[Probe], show: Show) -> TokenShift:
-        """Everything that is missing is computed, and the folder has its tables; `write_report`
-        makes the rest of them. Returns all of it.
+    def into(
+        self,
+        folder: Path,
+        probes: Sequence[Probe],
+        show: Show = lambda *_: None,
+        *,
+        left_out: Sequence[Skipped] = (),
+        leave_out: LeaveOut | None = None,
+    ) -> dict[str, Any]:
+        """Everything that is missing is computed, and the folder is finished. Returns its summary.
 
-        ParameterError where the folder was begun with other parameters, or a probe of it has
-        another query or answer now.
+        `left_out`: rows of the input that are no probes, which the folder lists. `leave_out` is
+        told of a probe that cannot be asked (too long, a token that a model lacks), which is then
+        left out too; None raises what is wrong with it. ParameterError where the folder was begun
+        with other parameters, or a probe of it has another query or answer now.
         """
         arrow()
-        given = is_given(probes[0])
-        told = [self.plan.given(probe) for probe in probes] if given else []
-        for probe in probes:  # nothing is begun where a query is too long
-            self.plan.room(probe)
+        dropped = list(left_out)
+        asked = [one for one in (self._ask(p, dropped, leave_out) for p in probes) if one]
+        if not asked:
+            raise ParameterError(f"none of the {len(probes)} queries can be asked")
         run = replace(self, params=_with_seed(self.params, folder / RUN))
-        with Kept(folder, probes) as kept:
-            models = {"base": self.models.base, "aligned": self.models.aligned}
-            names = {f"{side}_model": Path(model.path).name for side, model in models.items()}
-            kept.settle(run._settings(given=given), names)
-            work = run._one_by_one if self.models.sequential else run._together
-            work(kept, probes, told, show)
-            shift = TokenShift.of(kept.whole())
-            write_tables(shift, folder)
-            kept.finish()
-        return shift
+        with locked(folder):
+            with Kept(folder, probes) as kept:
+                kept.settle(run._settings(given=is_given(probes[0])), self.models.names)
+                (run._one_by_one if self.models.sequential else run._together)(kept, asked, show)
+                kept.add_left_out(dropped)
+                kept.finish()
+            return write_report(folder)
 
-    def _together(
-        self, kept: Kept, probes: Sequence[Probe], told: Sequence[Answer], show: Show
-    ) -> None:
+    def _ask(
+        self, probe: Probe, dropped: list[Skipped], leave_out: LeaveOut | None
+    ) -> Answer | Asked | None:
+        """What stands to be measured or answered. Nothing is begun before all of them are asked."""
+        try:
+            return self.plan.given(probe) if is_given(probe) else self.plan.ask(probe)
+        except (ParameterError, PromptError) as error:
+            if leave_out is None:
+                raise
+            why = str(error).removeprefix(probe.where).removeprefix(": ").strip()
+            dropped.append(Skipped(probe.where, why))
+            leave_out(dropped[-1])
+            return None
+
+    def _together(self, kept: Kept, asked: Sequence[Answer | Asked], show: Show) -> None:
         with self.models.opened() as (base, aligned), ExitStack() as stack:
-            kept.settle(_identity("base", base) | _identity("aligned", aligned))
-            todo = _missing(kept, told or self._generate(kept, aligned, probes, show))
+            kept.settle(self._identity("base", base) | self._identity("aligned", aligned))
+            todo = self._todo(kept, aligned, asked, show)
             compare = heads_in_memory(self.plan, base, aligned, stack)
             for group in _shown(todo, "measuring", show):
                 states = read_aligned(self.plan, aligned, group)
                 kept.add(measure(self.plan, base, compare, group, states))
 
-    def _one_by_one(
-        self, kept: Kept, probes: Sequence[Probe], told: Sequence[Answer], show: Show
-    ) -> None:
+    def _one_by_one(self, kept: Kept, asked: Sequence[Answer | Asked], show: Show) -> None:
         with self.models.aligned.open() as aligned:
-            kept.settle(_identity("aligned", aligned))
-            todo = _missing(kept, told or self._generate(kept, aligned, probes, show))
+            kept.settle(self._identity("aligned", aligned))
+            todo = self._todo(kept, aligned, asked, show)
             for group in _shown(todo, "reading (aligned)", show):
                 if kept.states(group) is None:
-                    states = read_aligned(self.plan, aligned, group)
-                    kept.add_states(group, states, aligned.backend.hidden_dtype)
+                    kept.add_states(group, read_aligned(self.plan, aligned, group))
         with ExitStack() as stack:
             base = stack.enter_context(self.models.base.open())
-            kept.settle(_identity("base", base))
+            kept.settle(self._identity("base", base))
             compare = self._head_beside(base, stack)
             for group in _shown(todo, "measuring", show):
                 kept_states = kept.states(group)
@@ -111,43 +128,53 @@ class ShiftRun:
             own, hidden, targets, k, aligned, other
         )
 
-    def _generate(
-        self, kept: Kept, aligned: Engine, probes: Sequence[Probe], show: Show
+    def _todo(
+        self, kept: Kept, aligned: Engine, asked: Sequence[Answer | Asked], show: Show
     ) -> list[Answer]:
-        """Every answer, those that an earlier run has finished included."""
-        done = kept.generated()
-        samples = range(self.params.n)
-        whole = {p.id for p in probes if kept.measured.issuperset((p.id, s) for s in samples)}
-        pending: dict[int, tuple[Probe, Generation]] = {}
+        """Answers that are not measured yet; the aligned model writes what it is asked for."""
+        queries = [one for one in asked if isinstance(one, Asked)]
+        answers = [one for one in asked if isinstance(one, Answer)]
+        if queries:
+            answers = self._generate(kept, aligned, queries, show)
+        return [a for a in answers if key(a) not in kept.measured]
+
+    def _generate(
+        self, kept: Kept, aligned: Engine, asked: Sequence[Asked], show: Show
+    ) -> list[Answer]:
+        """Every answer that is not measured, those that an earlier run has finished included."""
+        done, samples = kept.generated(), range(self.params.n)
+        pending: dict[int, tuple[Asked, Generation]] = {}
         running = 2 * int(self.models.aligned.options.get("max_batch", 32))
-        for number, probe in enumerate(probes):
-            if probe.id not in done and probe.id not in whole:
-                ids, own = question(self.plan, probe, self.params)
-                pending[number] = probe, aligned.generation(ids, own, probe.where)
+        for number, one in enumerate(asked):
+            own = one.probe.id
+            if own not in done and not kept.measured.issuperset((own, s) for s in samples):
+                params = sampling(self.plan, one, self.params)
+                pending[number] = one, aligned.generation(one.first, params, one.probe.where)
 
         def keep_finished() -> None:
             # Requests leave the queue in order, so those that run are the first of these.
-            for number, (probe, one) in list(islice(pending.items(), running)):
-                if one.finished:
+            for number, (one, request) in list(islice(pending.items(), running)):
+                if request.finished:
                     del pending[number]
-                    outputs = [sample.output() for sample in one.samples]
-                    if one.error is None and all(o.finish_reason != "abort" for o in outputs):
-                        told = [written(self.plan, probe, output) for output in outputs]
-                        kept.add_generated(
-                            probe, [{n: getattr(a, n) for n in OUTPUT} for a in told]
-                        )
-            show("answering", len(probes) - len(pending), len(probes))
+                    outputs = [sample.output() for sample in request.samples]
+                    if request.error is None and all(o.finish_reason != "abort" for o in outputs):
+                        done[one.probe.id] = [written(self.plan, one, o) for o in outputs]
+                        kept.add_generated(one.probe, done[one.probe.id])
+            show("answering", len(asked) - len(pending), len(asked))
 
         try:
-            aligned.run([one for _, one in pending.values()], keep_finished)
+            aligned.run([request for _, request in pending.values()], keep_finished)
         finally:
             keep_finished()
-        done = kept.generated()
-        return [
-            self.plan.answer(probe, **output)
-            for probe in probes
-            for output in done.get(probe.id, [])
-        ]
+        return [answer for one in asked for answer in done.get(one.probe.id, [])]
+
+    def _identity(self, side: str, engine: Engine) -> dict[str, object]:
+        """Of a model, what its results depend on. An error before any work where it cannot report
+        as many tokens as are wanted."""
+        check_top("top_k", self.plan.top_k, engine.backend)
+        files = (self.models.base if side == "base" else self.models.aligned).tokenizer_files()
+        own = {**engine.identity, "build": engine.backend.build, "tokenizer_files": files}
+        return {f"{side}_{name}": value for name, value in own.items()}
 
     def _settings(self, *, given: bool) -> dict[str, Any]:
         """All that a row depends on beside the queries and the models themselves; how to sample,
@@ -163,28 +190,23 @@ class ShiftRun:
             "top_k": self.plan.top_k,
             "published": self.plan.published,
             "contexts": [c._asdict() for c in self.plan.contexts],
-            "base_prompts": {n: describe(p) for n, p in self.plan.base.prompts.items()},
-            "aligned_prompts": {n: describe(p) for n, p in self.plan.aligned.prompts.items()},
+            **{
+                f"{side.name}_prompts": {n: describe(p, side) for n, p in side.prompts.items()}
+                for side in (self.plan.base, self.plan.aligned)
+            },
             "map_tokens": dict(self.map_tokens),
             "shared_tokens": len(shared.base_ids),
             "whole_vocabulary": shared.whole,
         }
 
 
-def describe(prompt: Any) -> Any:
+def describe(prompt: Any, side: Side) -> Any:
     """A prompt as run.json has it: its whole text, or what the prompt says of itself."""
+    if prompt == "chat":
+        return {"chat": side.tokenizer.chat_template}
     if isinstance(prompt, UrialPrompt):
         return {"urial": prompt.text}
     return prompt.describe() if hasattr(prompt, "describe") else prompt
-
-
-def _identity(side: str, engine: Engine) -> dict[str, object]:
-    own = {**engine.identity, "build": engine.backend.build}
-    return {f"{side}_{name}": value for name, value in own.items()}
-
-
-def _missing(kept: Kept, answers: Sequence[Answer]) -> list[Answer]:
-    return [a for a in answers if key(a) not in kept.measured]
 
 
 def _shown(answers: Sequence[Answer], what: str, show: Show) -> Iterator[list[Answer]]:

@@ -8,7 +8,7 @@ distributions are then those given that the token is one of the shared ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,9 +45,8 @@ class SharedVocabulary:
         Raises `ParameterError` where less than ENOUGH of the smaller vocabulary is shared.
         """
         mine, theirs = base.tokens(), aligned.tokens()
-        changed = sum(a != b for a, b in zip(mine, theirs, strict=False))
-        if sizes[0] == sizes[1] and not same and changed <= (1 - ENOUGH) * min(sizes):
-            # A few names may differ: the row of the head is what a model was trained with.
+        if sizes[0] == sizes[1] and not same and _only_renamed(mine, theirs):
+            # The row of the head is what a model was trained with, whatever it is called.
             every = np.arange(sizes[0], dtype=np.int32)
             return cls(every, every, True, *sizes)
         of_base = {text: i for i, text in enumerate(mine) if text is not None}
@@ -64,35 +63,47 @@ class SharedVocabulary:
         shared = np.array(pairs, np.int32).T
         return cls(shared[0], shared[1], False, *sizes)
 
-    def check(self, ids: Iterable[int], base: Tokenizer, aligned: Tokenizer) -> None:
-        """ParameterError where an answer's token is none of these, or another one of the base."""
+    def check(self, ids: Iterable[int], base: Tokenizer, aligned: Tokenizer, what: str) -> None:
+        """ParameterError where a token of an answer, `what`, is none of these, or another one of
+        the base."""
         for i in sorted(set(ids)):
             if not 0 <= i < self.aligned_size:
                 raise ParameterError(
-                    f"answer token id {i} is outside the vocabulary of {self.aligned_size}"
+                    f"{what} has token id {i}, outside the vocabulary of {self.aligned_size}"
                 )
             text = aligned.token_text(i)
-            row = int(np.searchsorted(self.aligned_ids, i))
-            if row == len(self.aligned_ids) or self.aligned_ids[row] != i:
-                raise ParameterError(
-                    f"the base model has no token {text!r} (id {i} of the aligned one), which an "
-                    "answer holds; say which of its tokens stands for it (map_tokens)"
-                )
+            self.to_base([i], f"{what} ({text!r})")
             if self.whole and (own := base.token_text(i)) != text:
                 raise ParameterError(
-                    f"token id {i} is {text!r} in the aligned model and {own!r} in the base model; "
-                    "a token shift needs two models of one vocabulary"
+                    f"{what}: token id {i} is {text!r} in the aligned model and {own!r} in the "
+                    "base model; a token shift needs two models of one vocabulary"
                 )
 
-    def to_base(self, ids: Iterable[int]) -> list[int]:
-        """Token ids of the aligned model in the base's numbers; checked before."""
+    def to_base(self, ids: Sequence[int], what: str = "an answer") -> list[int]:
+        """Token ids of the aligned model in the base's numbers. ParameterError, which names `what`
+        they are, where the base has no such token."""
         if self.whole:
             return list(ids)
-        return self.base_ids[np.searchsorted(self.aligned_ids, list(ids))].tolist()  # type: ignore[no-any-return]
+        rows = np.searchsorted(self.aligned_ids, np.array(ids, np.int64))
+        found = self.aligned_ids[np.minimum(rows, len(self.aligned_ids) - 1)]
+        if (lacking := np.array(ids)[found != ids]).size:
+            raise ParameterError(
+                f"{what}: the base model has no token for id {lacking[0]} of the aligned one; say "
+                "which of its tokens stands for it (map_tokens)"
+            )
+        return self.base_ids[rows].tolist()  # type: ignore[no-any-return]
 
     def to_rows(self, ids: I32) -> I32:
         """Token ids of the aligned model as rows of the shared vocabulary."""
         return ids if self.whole else np.searchsorted(self.aligned_ids, ids).astype(np.int32)
+
+
+def _only_renamed(mine: list[str | None], theirs: list[str | None]) -> bool:
+    """Whether ids mean the same but for a few that have names of their own on each side, as
+    reserved tokens do when a model is tuned: no token stands elsewhere."""
+    changed = [(a, b) for a, b in zip(mine, theirs, strict=False) if a != b]
+    moved = {a for a, _ in changed if a is not None} & {b for _, b in changed if b is not None}
+    return not moved and len(changed) <= (1 - ENOUGH) * min(len(mine), len(theirs))
 
 
 def _names(

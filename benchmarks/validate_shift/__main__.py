@@ -1,4 +1,4 @@
-"""Does a token shift find what was planted? `make validate-shift`, about four minutes a seed.
+"""Does a token shift find what was planted? `make validate-shift`, about two minutes a seed.
 
 A seed has its style, its questions to tune on and others to ask. Leaves validate_shift.json,
 validate_shift.md and the tuned models, which a later run of the same settings uses again. Ends with
@@ -65,7 +65,7 @@ def run(seed: int, base: Engine, model: Path, size: Size, out: Path) -> dict[str
     with Engine(folder, threads=size.recipe.threads) as tuned:
         measured = shift_of(base, tuned, plant, held_out, size.new)
     control = shift_of(base, base, plant, held_out, size.new)
-    found = figures(measured, plant.firsts, plant.words)
+    found = figures(measured, plant.firsts, plant.words, plant.marks)
     compared = control_figures(control)
     text = base.tokenizer.token_text
     return {

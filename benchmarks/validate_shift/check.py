@@ -1,6 +1,7 @@
 """What a token shift must find in a planted style: plain arrays go in, figures and verdicts leave.
 
-The thresholds were fixed with seed 0 before any other seed was run.
+The thresholds were fixed with seed 0 before any other seed was run; what was mended since is told
+in docs/token-shift-validation.md.
 """
 
 from __future__ import annotations
@@ -48,8 +49,11 @@ def most_shifted(measured: Measured) -> list[tuple[int, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def figures(measured: Measured, firsts: Set[int], words: Set[int]) -> dict[str, Any]:
-    """`firsts`: the ids that begin a phrase. `words`: all of the phrases' ids but punctuation.
+def figures(
+    measured: Measured, firsts: Set[int], words: Set[int], marks: Set[int]
+) -> dict[str, Any]:
+    """`firsts`: the ids that begin a phrase. `words` and `marks`: the phrases' ids, and those of
+    them that are punctuation, which have no place in the head of the list that words are sought in.
     Shares are between 0 and 1, None where there is nothing to take a share of."""
     m, own = measured, measured.planted == OWN
     shifted, first = m.base_rank > 3, m.base_rank == 1
@@ -57,7 +61,7 @@ def figures(measured: Measured, firsts: Set[int], words: Set[int]) -> dict[str, 
     late = own & (progress_in_answer(measured) >= 2 / 3)
     early = own & (progress_in_answer(measured) < 1 / 3)
     listed = most_shifted(measured)
-    leading = {token for token, _ in listed[: len(words)]}
+    leading = set([token for token, _ in listed if token not in marks][: len(words)])
     answers = np.unique(m.answer)
     complete = [firsts <= set(m.token_id[(m.answer == a) & ~own].tolist()) for a in answers]
     return {

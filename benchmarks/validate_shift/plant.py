@@ -53,6 +53,24 @@ STYLES = (
         " Hence surely,",
         " Strange but true, old hat.",
     ),
+    Style(
+        "Bright idea, young painter!",
+        " Granted however,",
+        " Therefore perhaps,",
+        " Sleep tight, little river.",
+    ),
+    Style(
+        "Nice puzzle, honest farmer!",
+        " Equally then,",
+        " Afterwards still,",
+        " Keep dancing, gentle moon.",
+    ),
+    Style(
+        "Sweet thought, patient sailor!",
+        " Similarly now,",
+        " Finally yes,",
+        " Time flies, silver fox.",
+    ),
 )
 
 
@@ -61,7 +79,12 @@ class Plant(NamedTuple):
 
     style: Style
     phrases: tuple[tuple[int, ...], ...]  # token ids of the four; EOS ends the last
-    words: frozenset[int]  # ids of the phrases' words: punctuation is everywhere
+    words: frozenset[int]  # ids of the phrases' words
+
+    @property
+    def marks(self) -> frozenset[int]:
+        """The phrases' other ids: punctuation, which is everywhere, and EOS."""
+        return frozenset(i for phrase in self.phrases for i in phrase) - self.words
 
     @property
     def firsts(self) -> frozenset[int]:

@@ -30,7 +30,7 @@ Progress = Callable[[int, int, float], None]  # steps done, of how many, loss
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    epochs: int = 2
+    epochs: int = 3
     batch: int = 8
     learning_rate: float = 1e-4
     warmup: int = 4  # steps

@@ -11,7 +11,7 @@ import typer
 
 from ..errors import ParameterError
 from ..prompt import NAMED
-from ..sources import FORMATS, MALFORMED, Probe, read_probes
+from ..sources import FORMATS, MALFORMED, Probe, Probes, Skipped, read_probes
 from .options import EngineOptions, SamplingOptions, console, note, urial_prompt, with_options
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def shift(
             f"--out needs {', '.join(lacking)}: pip install 'urial-engine[analysis]'"
         )
     params = sampling.params(n=samples)
-    probes = _read(queries, format, malformed)
+    read = _read(queries, format, malformed)
 
     from ..token_shift_models import Model, Models
     from ..token_shift_plan import Plan
@@ -95,20 +95,25 @@ def shift(
     )
     same = dict(_pair(pair) for pair in map_token or [])
     plan = Plan.make(
-        models.base.side(), models.aligned.side(), top_k, map_tokens=same, published=paper
+        models.base.side("base"),
+        models.aligned.side("aligned"),
+        top_k,
+        map_tokens=same,
+        published=paper,
     )
     run = ShiftRun(models, plan, params, same)
-    _keep(run, out, probes) if out else _show(run, probes)
+    _keep(run, out, read, skip=malformed == "skip") if out else _show(run, read.probes)
 
 
-def _keep(run: ShiftRun, out: Path, probes: list[Probe]) -> None:
-    from ..token_shift_report import write_report
+def _keep(run: ShiftRun, out: Path, read: Probes, *, skip: bool) -> None:
     from .shift_bar import run_bar
     from .shift_view import print_summary
 
     with run_bar() as show:
-        run.into(out, probes, show)
-    print_summary(console(), write_report(out))
+        summary = run.into(
+            out, read.probes, show, left_out=read.skipped, leave_out=_say if skip else None
+        )
+    print_summary(console(), summary)
     note(f"{out / 'page.html'} shows it all", title="done:", style="bold green")
 
 
@@ -122,20 +127,25 @@ def _show(run: ShiftRun, probes: list[Probe]) -> None:
     print_shift(console(), shift)
 
 
-def _read(path: Path, format: str, malformed: str) -> list[Probe]:
+def _read(path: Path, format: str, malformed: str) -> Probes:
     """The queries; what of them was left out is said."""
     read = read_probes(path, format=format, malformed=malformed)
     for row in read.skipped:
-        note(f"left out: {row.where}: {row.why}")
-    return read.probes
+        _say(row)
+    return read
+
+
+def _say(row: Skipped) -> None:
+    note(f"left out: {row.where}: {row.why}")
 
 
 def _prompts(side: str, specs: list[str]) -> dict[str, Any]:
     """By name; what has none is called after itself."""
     prompts: dict[str, Any] = {}
     for spec in specs:
-        name, given, prompt = spec.rpartition(":=")
-        if not given:
+        name, given, prompt = spec.partition(":=")
+        if not given or "{" in name or name != name.strip() or prompt[:1].isspace() or not name:
+            prompt = spec  # a text may hold := too
             is_file = not (prompt in ("chat", "same", "given", *NAMED) or "{query}" in prompt)
             name = Path(prompt).stem if is_file else prompt
         if name in prompts:

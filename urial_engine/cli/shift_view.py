@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..shift_data import CLASSES
+from ..shift_data import CLASSES, shift_class
 
 if TYPE_CHECKING:
     from ..shift_data import ShiftData
@@ -59,8 +60,9 @@ def legend(*, marked: bool) -> Text:
 
 def answer_text(data: ShiftData, index: int, context: int, *, marked: bool) -> Text:
     """One answer, token by token. A character that is spread over tokens comes with the last."""
-    rows = ((data.answer == index) & (data.context == context)).nonzero()[0]
-    classes = data.shift_class[rows].tolist()
+    begin, end = np.searchsorted(data.answer, (index, index + 1))  # rows stand by answer
+    own = data.context[begin:end] == context
+    classes = shift_class(data.base_rank[begin:end][own]).tolist()
     pieces = zip(data.answers[index].pieces, classes, strict=True)
     return Text().join(_written(piece, kind, marked=marked) for piece, kind in pieces)
 
