@@ -162,7 +162,7 @@ def test_a_whole_run(model: str, capfd: pytest.CaptureFixture[str]) -> None:
     found = last_json(capfd.readouterr().out)
     assert found["ratio"] == pytest.approx(found["run_seconds"] / found["score_seconds"])
     assert len(found["ratios"]) == 1 and found["run_report"] > 0
-    assert found["run_report_MB"] >= found["run_extra_MB"]
+    assert found["run_before_MB"] > 10
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from Linux")

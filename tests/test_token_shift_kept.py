@@ -65,7 +65,7 @@ def test_a_run_ended_at_any_removal_or_renaming_is_taken_up(
                     break  # there are no more of these calls
                 except Ended:
                     reached += 1
-            if call % 3 == 0 or call > 8:  # taking it up is the slow part
+            if call % 4 == 0 or call > 16:  # taking it up is the slow part
                 cli(*command, out)
                 assert contents(out) == wanted, f"ended at call {call} of {name}"
     assert reached > 12

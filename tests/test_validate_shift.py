@@ -34,6 +34,7 @@ from urial_engine import Engine
 FIRSTS, WORDS, MARKS = {100, 110, 120, 130}, {100, 101, 110, 120, 130}, {9, 8, 2}
 PHRASES = ((100, 101, 9), (110, 9), (120, 9), (130, 8, 2))  # 9, 8: punctuation; 2: EOS
 CONTROL = {"unshifted": 1.0, "phrases": 0}
+EXACT = {"ranks": 0, "kl": 0.0, "logprob": 0.0}
 
 
 @pytest.fixture
@@ -65,8 +66,10 @@ def ideal() -> Measured:
     return Measured(np.repeat([0, 1], n), np.tile(np.arange(n), 2), *columns)
 
 
-def failing(m: Measured, control: dict[str, Any] | None = None) -> set[str]:
-    found = checks(figures(m, FIRSTS, WORDS, MARKS), control or CONTROL)
+def failing(
+    m: Measured, control: dict[str, Any] | None = None, exact: dict[str, float] | None = None
+) -> set[str]:
+    found = checks(figures(m, FIRSTS, WORDS, MARKS), control or CONTROL, exact or EXACT)
     return {check.name.split(":")[0] for check in found if not check.passed}
 
 
@@ -150,9 +153,20 @@ def test_a_control_is_judged_by_all_of_its_tokens() -> None:
 
 def test_nothing_to_judge_is_no_success() -> None:
     nothing = np.zeros(0, np.int32)
-    found = checks(figures(Measured(*[nothing] * 5), FIRSTS, WORDS, MARKS), CONTROL)
+    found = checks(figures(Measured(*[nothing] * 5), FIRSTS, WORDS, MARKS), CONTROL, EXACT)
     missing = [check for check in found if check.value is None]
     assert len(missing) == 5 and not any(check.passed for check in missing)
+
+
+@pytest.mark.parametrize(
+    ("exact", "name"),
+    [
+        ({**EXACT, "ranks": 1}, "ranks and ties that differ from full logits"),
+        ({**EXACT, "kl": 2e-5}, "KL off full fp64 logits, nats"),
+    ],
+)
+def test_a_measure_that_is_off_fails(exact: dict[str, float], name: str) -> None:
+    assert failing(ideal()) == set() and failing(ideal(), exact=exact) == {name}
 
 
 def test_equal_counts_stand_by_their_ids_and_rank_three_is_not_shifted() -> None:

@@ -211,7 +211,7 @@ def _opened(tokens: Path) -> Iterator[Any]:
         options = {"pre_buffer": False, "page_checksum_verification": True}
         with pa.parquet.ParquetFile(tokens, **options) as file:
             yield file
-    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, RecursionError) as error:
         raise ParameterError(
             f"{tokens} cannot be read: {error}; remove it to have it made again"
         ) from None

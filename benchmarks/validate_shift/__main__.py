@@ -19,9 +19,10 @@ import numpy as np
 
 from benchmarks.limits import machine
 from benchmarks.workload import ROOT, demo_model
-from urial_engine import Engine, SamplingParams, token_shift
+from urial_engine import Engine, SamplingParams, TokenShift, token_shift
 
 from .check import Measured, checks, control_figures, figures
+from .exact import differences
 from .plant import Plant, examples, split
 from .report import markdown
 from .tune import Recipe, tune, tuned_folder
@@ -38,9 +39,9 @@ class Size:
 SMALL = Size(tuned_on=4, held_out=3, new=24, recipe=Recipe(epochs=1, batch=2, threads=1))
 
 
-def shift_of(base: Engine, other: Engine, plant: Plant, questions: list[str], new: int) -> Measured:
+def shift_of(base: Engine, other: Engine, questions: list[str], new: int) -> TokenShift:
     """Both models under their own chat template; `other` answers greedily."""
-    found = token_shift(
+    return token_shift(
         base,
         other,
         questions,
@@ -49,6 +50,9 @@ def shift_of(base: Engine, other: Engine, plant: Plant, questions: list[str], ne
         params=SamplingParams(max_tokens=new),
         top_k=0,
     )
+
+
+def measured_of(found: TokenShift, plant: Plant) -> Measured:
     planted = [plant.where(answer.token_ids) for answer in found.answers]
     return Measured(
         found.answer, found.position, found.token_id, found.base_rank, np.concatenate(planted)
@@ -63,17 +67,19 @@ def run(seed: int, base: Engine, model: Path, size: Size, out: Path) -> dict[str
     folder = tuned_folder(str(base.info["weights"]), made, seed, size.recipe, out)
     tuning = tune(model, made, seed, size.recipe, folder, partial(told, seed))
     with Engine(folder, threads=size.recipe.threads) as tuned:
-        measured = shift_of(base, tuned, plant, held_out, size.new)
-    control = shift_of(base, base, plant, held_out, size.new)
-    found = figures(measured, plant.firsts, plant.words, plant.marks)
-    compared = control_figures(control)
+        shift = shift_of(base, tuned, held_out, size.new)
+        exact = differences(base, tuned, shift)
+    control = shift_of(base, base, held_out, size.new)
+    found = figures(measured_of(shift, plant), plant.firsts, plant.words, plant.marks)
+    compared = control_figures(measured_of(control, plant))
     text = base.tokenizer.token_text
     return {
         "style": plant.style._asdict(),
         "tuning": tuning,
         "figures": {**found, "most_shifted": [[text(i), n] for i, n in found["most_shifted"]]},
         "control": compared,
-        "checks": [{**c._asdict(), "passed": c.passed} for c in checks(found, compared)],
+        "exact": exact,
+        "checks": [{**c._asdict(), "passed": c.passed} for c in checks(found, compared, exact)],
     }
 
 

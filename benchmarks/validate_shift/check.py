@@ -90,8 +90,9 @@ def control_figures(measured: Measured) -> dict[str, Any]:
     return {"unshifted": share(measured.base_rank == 1), "phrases": phrases}
 
 
-def checks(found: dict[str, Any], control: dict[str, Any]) -> list[Check]:
-    """`found`: `figures` of the tuned model. `control`: `control_figures` of the base."""
+def checks(found: dict[str, Any], control: dict[str, Any], exact: dict[str, float]) -> list[Check]:
+    """`found`: `figures` of the tuned model. `control`: `control_figures` of the base. `exact`:
+    `exact.differences` of the two."""
     fade = quotient(found, "shifted_later", "shifted_early")
     own_fade = quotient(found, "own_changed_late", "own_changed_early")
     return [
@@ -104,6 +105,8 @@ def checks(found: dict[str, Any], control: dict[str, Any]) -> list[Check]:
         Check("not planted: unshifted", found["own_unshifted"], ">=", 0.8),
         Check("shifted: later positions over the first 8", fade, "<=", 0.5),
         Check("not planted and not the base's choice: last third over first", own_fade, "<=", 1.0),
+        Check("ranks and ties that differ from full logits", exact["ranks"], "<=", 0),
+        Check("KL off full fp64 logits, nats", exact["kl"], "<=", 1e-5),
     ]
 
 
