@@ -140,8 +140,7 @@ def test_every_prompt_is_a_context_of_its_own(pair: tuple[Engine, Engine]) -> No
     """Three prompts of the base, two of the aligned model, one of which writes the answers."""
     base, aligned = pair
     shift = token_shift(
-        base,
-        aligned,
+        *pair,
         QUERIES,
         base_prompt={"raw": "raw", "q": BASE, "as is": "same"},
         aligned_prompt={"chat": ALIGNED, "short": "{query} "},
@@ -167,16 +166,13 @@ def test_every_prompt_is_a_context_of_its_own(pair: tuple[Engine, Engine]) -> No
 
 
 def test_samples_are_answers_of_their_own(pair: tuple[Engine, Engine]) -> None:
-    base, aligned = pair
     params = SamplingParams(max_tokens=9, n=3, temperature=1.0, seed=5, ignore_eos=True)
-    shift = token_shift(
-        base, aligned, QUERIES, base_prompt=BASE, aligned_prompt=ALIGNED, params=params
-    )
+    shift = token_shift(*pair, QUERIES, base_prompt=BASE, aligned_prompt=ALIGNED, params=params)
     assert [(a.id, a.sample) for a in shift.answers] == [
         (i, s) for i in (1, 2, 3) for s in range(3)
     ]
     assert len({tuple(a.token_ids) for a in shift.answers}) > 3
-    check_against_logits(shift, base, aligned)
+    check_against_logits(shift, *pair)
 
 
 @pytest.mark.parametrize("length", [1, 2, 63, 65, 500, 2000])

@@ -257,7 +257,9 @@ def test_memory_does_not_grow_with_a_run(tmp_path: Path) -> None:
     count = -(-400_000 // len(data.answer))
     for i in range(count):
         told = [replace(answer, id=f"{i} {answer.id}") for answer in data.answers]
-        files.write_data(replace(data, answers=told), tmp_path / f"a{i}", tmp_path / f"t{i}")
+        other = data.base_top_logprobs - np.float32(i)  # else a page holds a whole group
+        part = replace(data, answers=told, base_top_logprobs=other)
+        files.write_data(part, tmp_path / f"a{i}", tmp_path / f"t{i}")
     run = [sys.executable, "-c", MEASURE, str(tmp_path), str(count)]
     extra = int(subprocess.run(run, check=True, cwd=ROOT, stdout=subprocess.PIPE).stdout)
     about = parquet.read_metadata(tmp_path / "tokens.parquet")

@@ -144,8 +144,8 @@ def _array(values: NDArray[Any]) -> Any:
 
 
 def _encoded(table: Any, schema: Any) -> Any:
-    """One piece a column, and texts numbered by where they come first: else the file's bytes would
-    tell of the pieces, and Parquet would meet dictionaries that have a text twice."""
+    """One piece a column, and texts numbered by where they come first: else pages would end where
+    pieces do, and Parquet would meet dictionaries that have a text twice."""
     pa = arrow()
     columns = []
     for column, kind in zip(table.columns, schema.types, strict=True):
@@ -239,7 +239,8 @@ def numbers(table: Any, name: str, about: About) -> NDArray[Any]:
     if name == "context":
         names = [c.name for c in about.contexts]
         places = [names.index(text) for text in column.dictionary.to_pylist()]
-        return np.array(places, np.int32)[column.indices.to_numpy()]
-    listed = "_top_" in name
-    values: NDArray[Any] = (column.flatten() if listed else column).to_numpy()
-    return values.reshape(len(column), about.top_k) if listed else values
+        return np.asarray(np.array(places, np.int32)[column.indices.to_numpy()])
+    if "_top_" not in name:
+        return column.to_numpy()  # type: ignore[no-any-return]
+    flat: NDArray[Any] = column.flatten().to_numpy()
+    return flat.reshape(len(column), about.top_k)
