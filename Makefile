@@ -116,7 +116,7 @@ race: $(VENV)/.build $(VENV)/.test
 growth: $(VENV)/.build $(VENV)/.test
 	$(BIN)/python -m benchmarks.growth
 
-# A quarter of an hour: three seeds, each a model tuned on the CPU.
+# Three seeds, each a model tuned on the CPU: about two minutes a seed on two free cores.
 validate-shift: $(VENV)/.build $(VENV)/.test
 	$(BIN)/python -m benchmarks.validate_shift
 
