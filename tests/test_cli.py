@@ -209,7 +209,7 @@ def test_shift_of_given_answers_within_one_model(tiny_model: TinyModel, tmp_path
     queries = write_rows(tmp_path / "queries.jsonl", *given)
     same = ("--base-prompt", "chat", "--aligned-prompt", "chat")
     shown = cli("shift", "--base", model, "--aligned", model, "--queries", queries, *same).stdout
-    assert "Shifted most often" in shown and "«shifted» (further down)" in shown
+    assert "Shifted beyond their frequency" in shown and "«shifted» (further down)" in shown
     all_tokens = next(line for line in shown.splitlines() if line.startswith("│ all"))
     assert all_tokens.split()[-2:] == ["0.00", "│"]  # the divergence of a context from itself
     write_rows(queries, given[0], {"query": "b"})

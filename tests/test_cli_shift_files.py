@@ -124,7 +124,7 @@ def test_runs_and_contexts_are_compared(pair: Run, tiny_model: TinyModel, tmp_pa
         assert context["overall"]["kl_aligned_base"]["value"] == pytest.approx(theirs - mine)
     assert "6 answers paired; left out: none" in told and found["diversity"] is None
     told = cli("compare", runs[0], "--context", "qa", "--context", "same").stdout
-    assert "qa" in told and "24 tokens" in told
+    assert "qa and same: 24 tokens" in told
     assert "give two runs" in cli("compare", runs[0], code=1).stderr
     assert "give two runs" in cli("compare", *runs, "--context", "qa", code=1).stderr
 
@@ -138,6 +138,14 @@ def test_samples_are_counted_by_how_varied_they_are(pair: Run, tmp_path: Path) -
     answers = TokenShift.load(out).answers
     lengths = [len(a.token_ids) for a in answers]
     assert found["overall"]["tokens"]["value"] == pytest.approx(np.mean(lengths))
-    told = cli("compare", out, out, "--out", tmp_path / "found.json").stdout
-    assert "9 answers paired" in told
-    assert json.loads((tmp_path / "found.json").read_text())["diversity"][str(out)] == found
+    again = tmp_path / "again"
+    cli(*pair, "--queries", queries, *options, "--seed", 5, "--out", again)
+    told = cli("compare", out, again, "--out", tmp_path / "found.json", "--resamples", 1000)
+    assert "no answer can be paired" in told.stderr and "self bleu" in told.stdout
+    compared = json.loads((tmp_path / "found.json").read_text())["diversity"]
+    other = json.loads((again / "summary.json").read_text())["diversity"]
+    assert (compared["a"], compared["b"]) == (found, other) and found != other
+    cli("report", out, "--resamples", 10)
+    few = json.loads((out / "summary.json").read_text())["diversity"]["overall"]["jaccard"]
+    assert few["value"] == found["overall"]["jaccard"]["value"]
+    assert few != found["overall"]["jaccard"]

@@ -63,7 +63,7 @@ def test_the_demo_from_nothing_and_again(package: Path, tmp_path: Path) -> None:
     assert demo.TWO_MODELS in first
     assert "Each token of an answer is unshifted" in first
     assert "│ all" in first
-    assert "Shifted most often: " in first
+    assert "Shifted beyond their frequency: " in first
     (package / "Tiny.gguf").write_bytes(b"")  # the model is imported only once
     assert "was restored in" in " ".join(run_demo(*options).split())
 

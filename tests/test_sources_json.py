@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from urial_engine.errors import ParameterError
+from urial_engine.sources import read_probes
 from urial_engine.sources_json import Element, json_array, json_lines, text_lines
 
 
@@ -191,3 +194,13 @@ def is_json(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def test_rows_of_json_are_no_text_whatever_the_file_is_called(tmp_path: Path) -> None:
+    path = tmp_path / "rows.txt"
+    path.write_text('\ufeff\n{"query": "a"}\n')
+    with pytest.raises(ParameterError, match="its first line is a JSON object; call it"):
+        read_probes(path)
+    assert [p.query for p in read_probes(path, format="jsonl").probes] == ["a"]
+    path.write_text("{query} in braces\n")
+    assert [p.query for p in read_probes(path).probes] == ["{query} in braces"]

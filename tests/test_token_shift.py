@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.fixtures import TinyModel
-from tests.oracle import oracle_logits
 from urial_engine import Engine, SamplingParams, token_shift
 from urial_engine.errors import NumericsError, ParameterError, PromptError
 from urial_engine.shift_data import ARRAYS
@@ -173,38 +171,6 @@ def test_samples_are_answers_of_their_own(pair: tuple[Engine, Engine]) -> None:
     ]
     assert len({tuple(a.token_ids) for a in shift.answers}) > 3
     check_against_logits(shift, *pair)
-
-
-@pytest.mark.parametrize("length", [1, 2, 63, 65, 500, 2000])
-def test_answers_of_any_length_against_transformers(
-    length: int, tiny_model: TinyModel, tmp_path: Path
-) -> None:
-    """The independent computation: another program's full logits, in fp64; ranks are exact."""
-    settings = {"max_position_embeddings": 2048}
-    folders = [
-        tiny_model(folder=name, seed=seed, **settings) for name, seed in (("base", 3), ("tuned", 4))
-    ]
-    ids = np.random.default_rng(length).integers(3, 320, length).tolist()
-    with ExitStack() as stack:
-        base, aligned = (
-            stack.enter_context(Engine(f, device="reference", kv_cache_gib=0.05)) for f in folders
-        )
-        shift = token_shift(
-            base,
-            aligned,
-            ["why?"],
-            base_prompt=BASE,
-            aligned_prompt=ALIGNED,
-            answers=[ids],
-            top_k=5,
-        )
-    (a,) = shift.answers
-    contexts = a.base_context_ids[BASE], a.aligned_context_ids[ALIGNED]
-    z, z_q = (
-        oracle_logits(folder, context + ids[:-1], "float64")[len(context) - 1 :]
-        for folder, context in zip(folders, contexts, strict=True)
-    )
-    check_measures(shift, np.ones(length, bool), z, z_q)
 
 
 def test_summary_files_and_page(pair: tuple[Engine, Engine], tmp_path: Path) -> None:

@@ -48,11 +48,13 @@ def test_between_fences_an_answer_ends_where_its_fence_is(
     plan = plan_of(engine, "zero-shot")
     ids = engine.tokenizer.encode(text, add_special_tokens=False)
     shown = text.replace("<s>", "")
-    output = CompletionOutput(0, shown, ids, "stop", None, 0.0, None)
+    output = CompletionOutput(0, shown, ids, "length", None, 0.0, None)
     answer = written(plan, plan.ask(probe("why?")), output)
     assert answer.text == kept
     decoded = engine.tokenizer.decode(answer.token_ids)
     assert decoded.lstrip("\n").rstrip() == kept and len(answer.pieces) == len(answer.token_ids)
+    cut = len(answer.token_ids) < len(ids)
+    assert answer.finish_reason == ("stop" if cut else "length")
     free = written(plan_of(engine, "raw"), plan.ask(probe("why?")), output)
     assert free.token_ids == ids
 

@@ -77,10 +77,25 @@ def test_what_is_half_written_goes(command: Run, tmp_path: Path) -> None:
     wanted = contents(out)
     (out / "tokens.parquet.4711").write_bytes(b"half")
     (out / "plots" / "classes.svg.4711").write_bytes(b"half")
-    (out / "notes.4711").write_bytes(b"not ours")
+    theirs = {"notes.4711": b"", "backup.json.1": b"", "more/tokens.parquet.1": b"", "a.png.2": b""}
+    (out / "more").mkdir()
+    for name, data in theirs.items():
+        (out / name).write_bytes(data)
     (out / ".work-done").mkdir()
     cli(*command, out)
-    assert contents(out) == {**wanted, "notes.4711": b"not ours"}
+    assert contents(out) == {**wanted, **theirs}
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "run.json", "work/thesis.txt", "answers.jsonl"])
+@pytest.mark.parametrize("data", [b"mine", b'{"command": "train"}'])
+def test_a_folder_of_something_else_is_left_alone(
+    name: str, data: bytes, command: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_bytes(data)
+    assert "give another --out" in cli(*command, out, code=1).stderr.replace("\n", " ")
+    assert contents(out) == {name: data}
 
 
 @pytest.mark.parametrize("name", ["tokens-00001.parquet", "answers-00001.jsonl"])

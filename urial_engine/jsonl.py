@@ -247,17 +247,24 @@ def _plain(fields: Json) -> dict[str, object]:
     return plain
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """The file is whole, or as it was."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of `path` once it is whole."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """The file is whole, or as it was."""
+    with replacing(path) as file:
+        file.write(data)
 
 
 def _brief(value: object) -> str:

@@ -17,7 +17,6 @@ from .outputs import F32, I32
 
 # By rank under the base model (arXiv 2312.01552): 1, then 2 and 3, then everything above.
 CLASSES = ("unshifted", "marginal", "shifted")
-SOURCES = ("generated", "text", "token_ids")
 
 Id = str | int
 S = TypeVar("S", bound="ShiftData")

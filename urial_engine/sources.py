@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -104,6 +105,7 @@ def read_probes(path: Path, *, format: str = "auto", malformed: str = "refuse") 
     _check("malformed", malformed, MALFORMED)
     if format == "auto" and path.suffix.lower() not in (".json", ".jsonl"):
         format = "text"
+        _check_text(path)
     elements = list(_elements(path, format))
     read = _read_rows(path, elements, format)
     if read.skipped and (malformed == "refuse" or not read.probes):
@@ -117,6 +119,18 @@ def read_probes(path: Path, *, format: str = "auto", malformed: str = "refuse") 
 def _check(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ParameterError(f"{name} = {value!r} is not known; it is one of {', '.join(known)}")
+
+
+def _check_text(path: Path) -> None:
+    """Rows of JSON are no queries, whatever the file is called."""
+    first = b""
+    with suppress(OSError), path.open("rb") as file:  # who reads it all says what is wrong
+        lines = (line.removeprefix(b"\xef\xbb\xbf").strip() for line in file)
+        first = next((line for line in lines if line), b"")
+    if first.startswith(b"{") and _is_json(first.decode("utf-8", "replace")):
+        raise ParameterError(
+            f"{path}: its first line is a JSON object; call it .jsonl, or say which format it has"
+        )
 
 
 def _elements(path: Path, format: str) -> Iterable[Element]:

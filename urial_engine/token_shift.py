@@ -11,26 +11,28 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from .engine_inputs import check_top
-from .errors import ParameterError
+from .errors import ParameterError, PromptError
 from .head import compare_heads
 from .outputs import CompletionOutput
 from .prompt import UrialPrompt
 from .sampling import SamplingParams
 from .shift_data import Answer
-from .sources import Probe
+from .sources import Probe, Skipped
 from .token_shift_measure import Compare, groups, join, measure, read_aligned
 from .token_shift_plan import Asked, Plan, Side, named_prompts, pieces_of
 from .token_shift_result import TokenShift
 
 if TYPE_CHECKING:
     from .engine import Engine
+
+LeaveOut = Callable[[Skipped], None]
 
 
 def token_shift(
@@ -76,14 +78,15 @@ def shift_of(
     params: SamplingParams,
     *,
     progress: bool = False,
+    leave_out: LeaveOut | None = None,
 ) -> TokenShift:
     """What the plan asks of two open engines; answers are generated where the probes have none."""
     for engine in (base, aligned):
         check_top("top_k", plan.top_k, engine.backend)
-    if probes and is_given(probes[0]):
-        told = [plan.given(probe) for probe in probes]
-    else:
-        told = _generate(plan, aligned, [plan.ask(probe) for probe in probes], params, progress)
+    asked = ask_all(plan, probes, leave_out)
+    told = [one for one in asked if isinstance(one, Answer)]
+    if queries := [one for one in asked if isinstance(one, Asked)]:
+        told = _generate(plan, aligned, queries, params, progress)
     with ExitStack() as stack:
         compare = heads_in_memory(plan, base, aligned, stack)
         parts = [
@@ -91,6 +94,28 @@ def shift_of(
             for group in [*groups(told)] or [[]]
         ]
     return TokenShift.of(join(parts))
+
+
+def ask_all(
+    plan: Plan, probes: Sequence[Probe], leave_out: LeaveOut | None
+) -> list[Answer | Asked]:
+    """What stands to be measured, or to be answered before: nothing is begun before all are asked.
+
+    `leave_out` is told of a probe that cannot be asked (too long, a token that a model lacks); None
+    raises what is wrong with it.
+    """
+    asked: list[Answer | Asked] = []
+    for probe in probes:
+        try:
+            asked.append(plan.given(probe) if is_given(probe) else plan.ask(probe))
+        except (ParameterError, PromptError) as error:
+            if leave_out is None:
+                raise
+            why = str(error).removeprefix(probe.where).removeprefix(": ").strip()
+            leave_out(Skipped(probe.where, why))
+    if probes and not asked:
+        raise ParameterError(f"none of the {len(probes)} queries can be asked")
+    return asked
 
 
 def side_of(name: str, engine: Engine, prompts: Any) -> Side:
@@ -176,7 +201,7 @@ def sampling(plan: Plan, asked: Asked, params: SamplingParams) -> SamplingParams
 def written(plan: Plan, asked: Asked, output: CompletionOutput) -> Answer:
     """An answer as it was generated; in URIAL's form without the fence that closes it, and all that
     follows."""
-    ids, text = output.token_ids, output.text
+    ids, text, reason = output.token_ids, output.text, output.finish_reason
     if plan.between_fences(asked.probe):
         text = UrialPrompt("").clean(text)
         pieces = pieces_of(plan.aligned.tokenizer, ids, special=False)
@@ -184,6 +209,5 @@ def written(plan: Plan, asked: Asked, output: CompletionOutput) -> Answer:
         start = "".join(pieces).find(text)
         assert start >= 0, "a cleaned text is a part of it"
         ids = ids[: bisect_left(ends, start + len(text)) + 1] if text else []
-    return plan.answer(
-        asked, ids, text=text, finish_reason=output.finish_reason, sample=output.index
-    )
+        reason = "stop" if len(ids) < len(output.token_ids) else reason
+    return plan.answer(asked, ids, text=text, finish_reason=reason, sample=output.index)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from .errors import ParameterError
+from .jsonl import replacing
 from .shift_data import Answer, Id
 
 Key = tuple[Id, int]  # an answer's id and sample
@@ -109,17 +108,3 @@ def _parsed(line: bytes, where: str) -> Answer:
     except (ValueError, RecursionError) as error:
         raise _damaged(where, error) from None
     return answer_of(row, where)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of `path` once it is whole."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -24,7 +25,9 @@ from .shift_data import Answer, Id, ShiftData
 from .sources import Probe, Skipped
 from .token_shift_files import (
     ANSWERS,
+    SUMMARY,
     TOKENS,
+    VOCABULARY,
     Key,
     answer_of,
     join_files,
@@ -35,10 +38,17 @@ from .token_shift_files import (
 )
 from .token_shift_states import States, read_states, write_states
 
+LOG = logging.getLogger(__name__)
 RUN, WORK, GONE, LEFT_OUT = "run.json", "work", ".work-done", "left_out.jsonl"
 GENERATED = "generated.jsonl"
-# What a write that was ended leaves beside its target: jsonl.write_atomically names it so.
-HALF_WRITTEN = re.compile(r".+\.(?:jsonl?|parquet|html|png|svg|npz)\.\d+")
+PAGE, PLOTS = "page.html", "plots"
+OURS = {RUN, ANSWERS, TOKENS, SUMMARY, VOCABULARY, LEFT_OUT, PAGE}
+# What a write that was ended leaves beside its target: jsonl.replacing names it so. By folder.
+HALF_WRITTEN = {
+    "": re.compile(rf"(?:{'|'.join(map(re.escape, sorted(OURS)))})\.\d+"),
+    WORK: re.compile(r"(?:answers|tokens|states)-\w+\.(?:jsonl|parquet|npz)\.\d+"),
+    PLOTS: re.compile(r"\w+\.(?:png|svg)\.\d+"),
+}
 
 
 @contextmanager
@@ -61,25 +71,23 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 class Kept:
-    """A run whose folder is locked. `answers`: what is measured already, in order; `notes`: for a
-    person."""
+    """A run whose folder is locked. `measured`: the answers that it has measures of."""
 
     def __init__(self, folder: Path, probes: Sequence[Probe]) -> None:
         """ParameterError where a probe is not what it was, or a file is damaged."""
         self._folder, self._work = folder, folder / WORK
-        for path in folder.rglob("*"):
-            if HALF_WRITTEN.fullmatch(path.name):
-                path.unlink()
-        shutil.rmtree(folder / GONE, ignore_errors=True)
+        _check_ours(folder)
+        _tidy(folder)
         self._work.mkdir(exist_ok=True)
         expected = {p.id: {"id": p.id, "query": p.query} for p in probes}
         self._generated = Results(self._work / GENERATED, None, expected)
         try:
-            self.notes = [self._generated.note] if self._generated.note else []
+            if self._generated.note:
+                LOG.warning(self._generated.note)
             self._parts = self._find_parts()
-            self.answers = [a for pair in self._parts for a in _answers(*pair)]
-            self.measured: set[Key] = {key(a) for a in self.answers}
-            _check_same(folder, self.answers, probes)
+            answers = [a for pair in self._parts for a in _answers(*pair)]
+            self.measured: set[Key] = {key(a) for a in answers}
+            _check_same(folder, answers, probes)
             if not (self._parts or self._generated.finished or any(self._work.glob("states-*"))):
                 # Parameters bind from the first result on, not from an attempt.
                 (folder / RUN).unlink(missing_ok=True)
@@ -165,6 +173,33 @@ class Kept:
         """A file of these answers alone: where more queries make another group, it is read anew."""
         name = hashlib.sha256(json.dumps(list(map(key, group))).encode()).hexdigest()[:16]
         return self._work / f"states-{name}.npz"
+
+
+def _check_ours(folder: Path) -> None:
+    """Nothing is touched in a folder that holds something else."""
+    names = {path.name for path in folder.iterdir()}
+    begun = not names or (folder / WORK / GENERATED).exists()
+    if RUN in names:
+        try:
+            begun = begun or json.loads((folder / RUN).read_bytes())["command"] == "shift"
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ParameterError(
+                f"{folder / RUN} is not that of a run ({error!r}); give another --out"
+            ) from None
+    if not begun and (names - {WORK, GONE} or any((folder / WORK).glob("*"))):
+        raise ParameterError(
+            f"{folder} holds files and no run ({', '.join(sorted(names)[:3])}); give another --out"
+        )
+
+
+def _tidy(folder: Path) -> None:
+    """What an ended process has left half written, or half removed."""
+    for name, half in HALF_WRITTEN.items():
+        if (folder / name).is_dir():
+            for path in (folder / name).iterdir():
+                if half.fullmatch(path.name):
+                    path.unlink()
+    shutil.rmtree(folder / GONE, ignore_errors=True)
 
 
 def _pair(work: Path, number: int) -> tuple[Path, Path]:

@@ -4,9 +4,10 @@ Enters: what two models hold likely at each position. Leaves: rank, probability 
 counts them (github.com/Re-Align/AlignTDS: src/logit_analysis.py, src/compute_dist_diff.py), and the
 figures that the paper reports (arXiv 2312.01552, section 2). Nothing here runs a model.
 
-Three conventions differ from ours: the token judged is the aligned model's first choice, not the
-answer's; a token is the string that its id alone decodes to, so ids whose strings are equal are one
-token; and probabilities are shares of the thirty likeliest tokens, not of the vocabulary.
+What is computed here differs from ours in three ways (docs/token-shift.md has all six): the token
+judged is the aligned model's first choice, not the answer's; a token is the string that its id
+alone decodes to, so ids whose strings are equal are one token; and probabilities are shares of the
+thirty likeliest tokens, not of the vocabulary.
 """
 
 from __future__ import annotations

@@ -11,11 +11,10 @@ from .errors import ParameterError
 from .report.page import write_page
 from .report.plots import write_plots
 from .token_shift_files import SUMMARY, write_json
-from .token_shift_kept import RUN
+from .token_shift_kept import PAGE, PLOTS, RUN
 from .token_shift_published import published_pair
 from .token_shift_result import TokenShift
 
-PAGE, PLOTS = "page.html", "plots"
 SIDE = ("model", "weights", "dtype", "device", "isa", "prompts")
 NEEDED = {f"{side}_{name}" for side in ("base", "aligned") for name in SIDE}
 NEEDED |= {"generated", "version"}

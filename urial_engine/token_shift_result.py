@@ -39,7 +39,8 @@ class TokenShift(ShiftData):
         from .report.diversity import diversity
         from .report.summary import summarize
 
-        return {**summarize(self, **options), "diversity": diversity(self.answers)}
+        own = {name: options[name] for name in ("resamples", "seed") if name in options}
+        return {**summarize(self, **options), "diversity": diversity(self.answers, **own)}
 
     def table(self) -> pyarrow.Table:
         """A row a token and context, as `pyarrow.Table` (extra `analysis`). Top-k columns are

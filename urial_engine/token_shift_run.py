@@ -20,14 +20,13 @@ from typing import Any
 
 from .engine import Engine
 from .engine_inputs import check_top
-from .errors import ParameterError, PromptError
 from .head import compare_heads
 from .prompt import UrialPrompt
 from .sampling import SamplingParams, fresh_seed
 from .scheduler_requests import Generation
 from .shift_data import Answer
 from .sources import Probe, Skipped
-from .token_shift import heads_in_memory, is_given, sampling, written
+from .token_shift import LeaveOut, ask_all, heads_in_memory, is_given, sampling, written
 from .token_shift_files import FORMAT, arrow, key
 from .token_shift_kept import RUN, Kept, locked
 from .token_shift_measure import Compare, groups, measure, read_aligned
@@ -36,7 +35,6 @@ from .token_shift_plan import Asked, Plan, Side
 from .token_shift_report import write_report
 
 Show = Callable[[str, int, int], None]  # what is being done, how much of it is, how much there is
-LeaveOut = Callable[[Skipped], None]
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,13 @@ class ShiftRun:
         """
         arrow()
         dropped = list(left_out)
-        asked = [one for one in (self._ask(p, dropped, leave_out) for p in probes) if one]
-        if not asked:
-            raise ParameterError(f"none of the {len(probes)} queries can be asked")
+
+        def drop(row: Skipped) -> None:
+            dropped.append(row)
+            if leave_out is not None:
+                leave_out(row)
+
+        asked = ask_all(self.plan, probes, drop if leave_out is not None else None)
         run = replace(self, params=_with_seed(self.params, folder / RUN))
         with locked(folder):
             with Kept(folder, probes) as kept:
@@ -78,20 +80,6 @@ class ShiftRun:
                 kept.add_left_out(dropped)
                 kept.finish()
             return write_report(folder)
-
-    def _ask(
-        self, probe: Probe, dropped: list[Skipped], leave_out: LeaveOut | None
-    ) -> Answer | Asked | None:
-        """What stands to be measured or answered. Nothing is begun before all of them are asked."""
-        try:
-            return self.plan.given(probe) if is_given(probe) else self.plan.ask(probe)
-        except (ParameterError, PromptError) as error:
-            if leave_out is None:
-                raise
-            why = str(error).removeprefix(probe.where).removeprefix(": ").strip()
-            dropped.append(Skipped(probe.where, why))
-            leave_out(dropped[-1])
-            return None
 
     def _together(self, kept: Kept, asked: Sequence[Answer | Asked], show: Show) -> None:
         with self.models.opened() as (base, aligned), ExitStack() as stack:

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ParameterError
+from .jsonl import replacing
 from .shift_data import ARRAYS, CLASSES, Context, Published, ShiftData
-from .token_shift_answers import Key, key, replacing
+from .token_shift_answers import Key, key
 
 if TYPE_CHECKING:
     import pyarrow
@@ -164,7 +165,6 @@ def write_tokens(path: Path, about: About, tables: Iterable[Any]) -> None:
     ):
         for group in _groups(tables):
             writer.write_table(_encoded(group, schema), ROW_GROUP)
-            del group  # or it would be held while the next one is read
         # Not with the schema, whose metadata are written twice.
         writer.add_key_value_metadata({ABOUT: about.json()})
 
@@ -176,9 +176,9 @@ def _groups(tables: Iterable[Any]) -> Iterator[Any]:
     for table in tables:
         held.append(table)
         while sum(map(len, held)) >= ROW_GROUP:
-            held = [pa.concat_tables(held)]
-            yield held[0].slice(0, ROW_GROUP)
-            held = [held[0].slice(ROW_GROUP)]
+            rows = pa.concat_tables(held)
+            yield rows.slice(0, ROW_GROUP)
+            held = [rows.slice(ROW_GROUP)]
     if any(map(len, held)):
         yield pa.concat_tables(held)
 
@@ -196,7 +196,8 @@ def read_tables(tokens: Path, about: About) -> Iterator[pyarrow.Table]:
         found = {field.name: field.type for field in file.schema_arrow}
         if wrong := [field.name for field in schema if found.get(field.name) != field.type]:
             raise ValueError(f"its columns {', '.join(wrong)} are missing or of another type")
-        for batch in file.iter_batches(ROW_GROUP, columns=schema.names):
+        # Each thread that decodes would keep memory of its own.
+        for batch in file.iter_batches(ROW_GROUP, columns=schema.names, use_threads=False):
             table = arrow().Table.from_batches([batch]).select(schema.names)
             _check(table, about)
             yield table

@@ -10,7 +10,6 @@ import typer
 from rich.table import Table
 
 from ..errors import ParameterError
-from ..shift_data import CLASSES
 from .options import console, note
 
 Run = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of a run.")]
@@ -28,7 +27,10 @@ Contexts = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option(dir_okay=False, help="JSON file for all of it.")]
 # Of the measures that are compared, what a terminal shows.
-SHOWN = (*CLASSES, "kl_aligned_base", "base_probability", "mean_reciprocal_rank")
+SHOWN = (
+    *("unshifted", "marginal", "shifted"),
+    *("kl_aligned_base", "base_probability", "mean_reciprocal_rank"),
+)
 
 
 def report(
@@ -63,25 +65,59 @@ def compare(
     from ..token_shift_files import read_folder, write_json
 
     first = read_folder(run)
+    samples = None
     if other is not None and not context:
         names, second = (str(run), str(other)), read_folder(other)
-        found = compare_runs(first, second, names=names, most=most, resamples=resamples)
-        samples = dict(zip(names, map(diversity, (first.answers, second.answers)), strict=True))
-        found["diversity"] = samples if any(samples.values()) else None
+        samples = [diversity(side.answers, resamples=resamples) for side in (first, second)]
+        try:
+            found = compare_runs(first, second, names=names, most=most, resamples=resamples)
+        except ParameterError as error:
+            if not all(samples):
+                raise
+            # Samples of two runs are other answers; how varied they are is there to compare.
+            note(str(error))
+            found = {"names": list(names), "contexts": []}
+        found["diversity"] = dict(zip("ab", samples, strict=True)) if any(samples) else None
     elif other is None and len(context or []) == 2:
         found = compare_contexts(first, *(context or []), most=most, resamples=resamples)
     else:
         raise ParameterError("give two runs, or one and --context twice")
-    for one in found["contexts"]:
-        console().print(_table(one, found["names"]))
-    left_out = ", ".join(f"{count} {why}" for why, count in found["left_out"].items() if count)
-    console().print(f"{found['paired_answers']} answers paired; left out: {left_out or 'none'}")
+    _print(found)
     if out is not None:
         write_json(out, found)
 
 
+def _print(found: Mapping[str, Any]) -> None:
+    for one in found["contexts"]:
+        console().print(_table(one, found["names"]))
+    if "left_out" in found:
+        left_out = ", ".join(f"{count} {why}" for why, count in found["left_out"].items() if count)
+        console().print(f"{found['paired_answers']} answers paired; left out: {left_out or 'none'}")
+    samples = found.get("diversity") or {}
+    if all(samples.get(side) for side in "ab"):
+        console().print(_samples(samples, found["names"]))
+
+
+def _samples(samples: Mapping[str, Any], names: list[str]) -> Table:
+    table = Table(title="How varied the samples are", title_justify="left")
+    for heading in ("", *names):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name in samples["a"]["overall"]:
+        table.add_row(name.replace("_", " "), *(_band(samples[s]["overall"][name]) for s in "ab"))
+    return table
+
+
+def _band(band: Mapping[str, Any]) -> str:
+    if band["value"] is None:
+        return "-"
+    interval = "" if band["low"] is None else f" ({band['low']:.3g} to {band['high']:.3g})"
+    return f"{band['value']:.3g}{interval}"
+
+
 def _table(context: Mapping[str, Any], names: list[str]) -> Table:
-    table = Table(title=f"{context['name']}: {context['tokens']} tokens", title_justify="left")
+    pair = list(dict.fromkeys(context[side]["name"] for side in "ab"))
+    title = f"{' and '.join(pair)}: {context['tokens']} tokens"
+    table = Table(title=title, title_justify="left")
     for heading in ("", *names, "difference", "95 % interval"):
         table.add_column(heading, justify="right" if heading else "left")
     for name in SHOWN:

@@ -15,6 +15,7 @@ from ..sources import FORMATS, MALFORMED, Probe, Probes, Skipped, read_probes
 from .options import EngineOptions, SamplingOptions, console, note, urial_prompt, with_options
 
 if TYPE_CHECKING:
+    from ..token_shift import LeaveOut
     from ..token_shift_run import ShiftRun
 
 NAMES = ", ".join(f"`{name}`" for name in ("chat", *NAMED, "urial"))
@@ -34,7 +35,7 @@ Queries = Annotated[
     typer.Option(exists=True, dir_okay=False, help="Queries, with answers where these are given."),
 ]
 Format = Annotated[str, typer.Option(help=f"Of --queries: {', '.join(FORMATS)}.")]
-Malformed = Annotated[str, typer.Option(help=f"Rows of --queries: {' or '.join(MALFORMED)}.")]
+Malformed = Annotated[str, typer.Option(help=f"Malformed rows: {' or '.join(MALFORMED)} them.")]
 Folder = Annotated[Path | None, typer.Option("--out", file_okay=False, help="Folder of the run.")]
 Samples = Annotated[int, typer.Option(min=1, help="Answers to each query (with a temperature).")]
 Published = Annotated[
@@ -102,28 +103,29 @@ def shift(
         published=paper,
     )
     run = ShiftRun(models, plan, params, same)
-    _keep(run, out, read, skip=malformed == "skip") if out else _show(run, read.probes)
+    leave_out = _say if malformed == "skip" else None
+    _keep(run, out, read, leave_out) if out else _show(run, read.probes, leave_out)
 
 
-def _keep(run: ShiftRun, out: Path, read: Probes, *, skip: bool) -> None:
+def _keep(run: ShiftRun, out: Path, read: Probes, leave_out: LeaveOut | None) -> None:
     from .shift_bar import run_bar
     from .shift_view import print_summary
 
     with run_bar() as show:
-        summary = run.into(
-            out, read.probes, show, left_out=read.skipped, leave_out=_say if skip else None
-        )
+        summary = run.into(out, read.probes, show, left_out=read.skipped, leave_out=leave_out)
     print_summary(console(), summary)
     note(f"{out / 'page.html'} shows it all", title="done:", style="bold green")
 
 
-def _show(run: ShiftRun, probes: list[Probe]) -> None:
+def _show(run: ShiftRun, probes: list[Probe], leave_out: LeaveOut | None) -> None:
     from ..token_shift import shift_of
     from .shift_view import print_shift
 
     with run.models.opened() as (base, aligned):
         shown = console().is_terminal
-        shift = shift_of(run.plan, base, aligned, probes, run.params, progress=shown)
+        shift = shift_of(
+            run.plan, base, aligned, probes, run.params, progress=shown, leave_out=leave_out
+        )
     print_shift(console(), shift)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 STYLES = ("", "underline yellow", "bold reverse red")
 MARKS = (("", ""), ("‹", "›"), ("«", "»"))
 MEANINGS = ("the base's first choice too", "its second or third", "further down")
-POSITIONS = 6  # ranges of positions that are shown
+POSITIONS = 8  # ranges of positions that are shown
 MOST = 12  # tokens
 
 
@@ -45,7 +45,7 @@ def print_summary(console: Console, summary: Mapping[str, Any]) -> None:
         console.print(ratios(context, named=several))
         found = context["most_shifted"][:MOST]
         each = (f"{_name(entry['token'])} × {entry['count']}" for entry in found)
-        console.print(Text("Shifted most often: " + (", ".join(each) or "none")))
+        console.print(Text("Shifted beyond their frequency: " + (", ".join(each) or "none")))
 
 
 def legend(*, marked: bool) -> Text:
@@ -89,6 +89,8 @@ def ratios(context: Mapping[str, Any], *, named: bool = False) -> Table:
     for row in context["by_position"][:POSITIONS]:
         begin, end = row["from"], row["to"] - 1
         _add(table, str(begin) if begin == end else f"{begin} to {end}", row)
+    if len(context["by_position"]) > POSITIONS:
+        table.add_row("…", *[""] * 5)
     return table
 
 

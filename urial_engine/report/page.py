@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ParameterError
+from ..jsonl import replacing
 from ..shift_data import ShiftData
 from .page_data import columns, core, parts
 
@@ -55,14 +56,12 @@ def write_page(
     }
     # In one pass, so that nothing in a value can stand for another.
     page = re.sub(r"\{\{(\w+)\}\}", lambda m: values[m[1]], _source("page.html"))
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    with unfinished.open("wb") as file:
+    with replacing(path) as file:
         file.write(page.encode("utf-8", "replace"))
         for number, part in enumerate(parts(data, kept)):
             start = f'<script type="text/plain" id="part-{number}">'
             file.write(start.encode("ascii") + b64encode(part) + b"</script>\n")
         file.write(b"</body>\n</html>\n")
-    unfinished.replace(path)
 
 
 def _source(name: str) -> str:

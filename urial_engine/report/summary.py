@@ -62,6 +62,8 @@ def summarize(
         "sources": dict(sorted(Counter(a.source for a in data.answers).items())),
         "datasets": dict(sorted(Counter(_datasets(data)).items())),
         "bootstrap": described(boot, resamples, seed, len(data.answers)),
+        "most": most,
+        "lexicon": lexicon.about,
         "contexts": [_context(data, i, boot, text, most) for i in range(len(data.contexts))],
         "published_ratios": None,
         "diversity": None,

@@ -51,7 +51,13 @@ function drawSummary() {
     make("h2", {}, "Class shares"),
     make("p", { class: "note" }, `By context. Brackets: ${100 * draws.confidence} % intervals from ` +
       `${whole(draws.resamples)} resamples of ${draws.over}, seed ${draws.seed}.`),
-    measureTable("Class shares and measures by context", "Context", [...shares, ...paper], PLAIN),
+    measureTable("Class shares and measures by context", "Context", shares, PLAIN),
+    ...(paper.length ? [
+      make("h3", {}, "What the paper reports of this pair"),
+      make("p", { class: "note" }, "arXiv 2312.01552, section 2: as its own code counts (--paper), " +
+        "with prompts of its own. Not the measures of the table above."),
+      measureTable("What the paper reports", "Models", paper, ["unshifted", "marginal", "shifted"]),
+    ] : []),
     ...(own.by_dataset.length ? [make("h3", {}, "By data set"), measureTable(
       `By data set, ${own.name}`, "Data set", own.by_dataset.map((d) => [d.dataset, d]), PLAIN)] : []),
     make("h2", {}, "By position in the answer"),
