@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -103,10 +102,9 @@ def read_probes(path: Path, *, format: str = "auto", malformed: str = "refuse") 
     """
     _check("format", format, FORMATS)
     _check("malformed", malformed, MALFORMED)
-    if format == "auto" and path.suffix.lower() not in (".json", ".jsonl"):
-        format = "text"
-        _check_text(path)
-    elements = list(_elements(path, format))
+    guessed = format == "auto" and path.suffix.lower() not in (".json", ".jsonl")
+    format = "text" if guessed else format
+    elements = list(_elements(path, format, guessed=guessed))
     read = _read_rows(path, elements, format)
     if read.skipped and (malformed == "refuse" or not read.probes):
         raise ParameterError(_told(path, read.skipped, len(elements)))
@@ -121,26 +119,18 @@ def _check(name: str, value: str, known: tuple[str, ...]) -> None:
         raise ParameterError(f"{name} = {value!r} is not known; it is one of {', '.join(known)}")
 
 
-def _check_text(path: Path) -> None:
-    """Rows of JSON are no queries, whatever the file is called."""
-    first = b""
-    with suppress(OSError), path.open("rb") as file:  # who reads it all says what is wrong
-        lines = (line.removeprefix(b"\xef\xbb\xbf").strip() for line in file)
-        first = next((line for line in lines if line), b"")
-    if first.startswith(b"{") and _is_json(first.decode("utf-8", "replace")):
-        raise ParameterError(
-            f"{path}: its first line is a JSON object; call it .jsonl, or say which format it has"
-        )
-
-
-def _elements(path: Path, format: str) -> Iterable[Element]:
+def _elements(path: Path, format: str, *, guessed: bool) -> Iterable[Element]:
     try:
         text = path.read_bytes().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
     except OSError as error:
         raise ParameterError(f"{path} cannot be read: {error}") from error
+    begin = text.strip()
+    if guessed and begin.startswith("{") and _is_json(begin.splitlines()[0]):
+        raise ParameterError(
+            f"{path}: its first line is a JSON object; call it .jsonl, or say which format it has"
+        )
     if format == "text":
         return text_lines(text)
-    begin = text.strip()
     if path.suffix.lower() == ".jsonl" or not begin:
         return json_lines(text)
     if not begin.startswith("{"):

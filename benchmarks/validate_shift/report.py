@@ -32,7 +32,9 @@ def _table(head: Sequence[str]) -> Iterator[str]:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    if value is None:
+        return "-"
+    return f"{value:.1e}" if 0 < value < 5e-4 else f"{value:.3f}"
 
 
 def _names(seeds: dict[str, Any]) -> list[str]:
