@@ -103,7 +103,7 @@ class Results:
         self.note: str | None = None
         self._file = path.open("a+b")
         try:
-            self._lock(path)
+            lock(self._file.fileno(), path)
             self.finished, end, size = _scan(path, self._file, expected)
             if parameters is not None:
                 _check_header(path, parameters, started=size > 0)
@@ -125,16 +125,6 @@ class Results:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _lock(self, path: Path) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ParameterError(
-                f"{path} is being written by another process; wait for it, or give another --out"
-            ) from None
-        except OSError:
-            pass  # some network disks have no locks; there the user must see to it
 
     def _repair(self, path: Path, end: int, size: int) -> None:
         """Give a whole last row its line end, drop a half-written one."""
@@ -245,6 +235,18 @@ def _plain(fields: Json) -> dict[str, object]:
     """As it will be read back: tuples become lists."""
     plain: dict[str, object] = json.loads(json.dumps(fields))
     return plain
+
+
+def lock(descriptor: int, path: Path) -> None:
+    """Until the descriptor is closed. ParameterError where another process has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ParameterError(
+            f"{path} is being written by another process; wait for it, or give another --out"
+        ) from None
+    except OSError:
+        pass  # some network disks have no locks; there the user must see to it
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ file is whole or as it was, and the next one removes what was half written.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from .errors import ParameterError
 from .json_values import Json
-from .jsonl import Results, settle, write_atomically
+from .jsonl import Results, lock, settle, write_atomically
 from .shift_data import Answer, Id, ShiftData
 from .sources import Probe, Skipped
 from .token_shift_files import (
@@ -57,14 +56,7 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ParameterError(
-                f"{folder} is being written by another process; wait for it, or give another --out"
-            ) from None
-        except OSError:
-            pass  # some network disks have no locks; there the user must see to it
+        lock(descriptor, folder)
         yield
     finally:
         os.close(descriptor)
