@@ -37,7 +37,7 @@ import time
 marks = [time.monotonic()]
 import json, pathlib, sys
 from urial_engine import Engine, SamplingParams, UrialPrompt
-from urial_engine import engine as steps
+from urial_engine import engine_base as steps
 
 def mark_after(owner, name):
     def call(*args, **more):
@@ -47,7 +47,7 @@ def mark_after(owner, name):
     inner = getattr(owner, name)
     setattr(owner, name, call)
 
-for owner, name in ((steps.Tokenizer, "load"), (steps, "open_backend"), (steps, "pin_prefix")):
+for owner, name in ((steps.Tokenizer, "load"), (steps, "open_backend"), (steps.EngineBase, "pin")):
     mark_after(owner, name)
 asked = json.loads(sys.argv[1])
 prompt = UrialPrompt.load(asked["prefix"])

@@ -77,7 +77,7 @@ class Machine(RuleBasedStateMachine):
     def start(self, blocks: int) -> None:
         self.tree = Tree(blocks)
         self.live: list[Live] = []
-        self.pinned: list[int] = []
+        self.pinned: list[tuple[list[int], Segment]] = []
 
     @rule(ids=IDS, limit=st.integers(0, 14), more=st.integers(0, 6))
     def attach(self, ids: list[int], limit: int, more: int) -> None:
@@ -116,19 +116,23 @@ class Machine(RuleBasedStateMachine):
         self.tree.release(one.leaf, keep=keep)
         assert not keep or self.tree.match(ids, len(ids))[1] == len(ids)
 
-    @precondition(lambda self: not self.pinned)
+    @precondition(lambda self: len(self.pinned) < 2)
     @rule(ids=IDS)
     def pin(self, ids: list[int]) -> None:
-        if self.tree.blocks_for(len(ids)) < self.tree.blocks // 2:
+        pinned = sum(self.tree.blocks_for(len(one)) for one, _ in self.pinned)
+        if pinned + self.tree.blocks_for(len(ids)) < self.tree.blocks // 2:
             leaf = self.tree.attach(ids, len(ids), self.tree.blocks_for(len(ids)))
             if leaf is not None:
                 self.tree.write(leaf, ids[leaf.end :])
-                self.tree.release(leaf)
-                segment, run = self.tree.match(ids, len(ids))
-                assert run == len(ids)
-                if segment.end == run and not segment.live:
-                    self.tree.pin(segment)
-                    self.pinned = ids
+                self.tree.pin(leaf)
+                self.pinned.append((ids, leaf))
+
+    @precondition(lambda self: self.pinned)
+    @rule(data=st.data())
+    def unpin(self, data: st.DataObject) -> None:
+        one = data.draw(st.sampled_from(self.pinned))
+        self.pinned.remove(one)
+        self.tree.unpin(one[1])
 
     @staticmethod
     def tokens(leaf: Segment) -> list[int]:
@@ -149,8 +153,9 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_pinned_stays(self) -> None:
-        if hasattr(self, "tree") and self.pinned:
-            assert self.tree.match(self.pinned, len(self.pinned))[1] == len(self.pinned)
+        for ids, leaf in getattr(self, "pinned", []):
+            assert self.tree.match(ids, len(ids))[1] == len(ids)
+            assert self.tree.read(leaf) == ids
 
 
 TestMachine = Machine.TestCase
@@ -226,14 +231,31 @@ def test_a_copy_never_evicts_its_own_source() -> None:
     assert leaf.end == 8, "with no room beside its source the copy is left out"
 
 
+def test_a_text_that_is_read_on_and_on_is_kept_once() -> None:
+    tree, ids = Tree(20), list(range(1, 40))
+    for end in range(1, 40):
+        tree.keep(ids[:end])
+        held = sum(len(segment.blocks) for segment in tree.segments())
+        assert held == tree.blocks_for(end), "no block for each time that it was read"
+    tree.keep([*ids[:30], 99])
+    assert tree.match(ids, 39)[1] == 39, "another end takes nothing away"
+
+
 def test_what_is_pinned_is_no_room_for_others() -> None:
     tree = Tree(6)
-    tree.pin(tree.keep([1] * 10))
+    leaf = tree.attach([1] * 10, 9, 3)
+    assert leaf is not None
+    tree.write(leaf, [1] * 10)
+    tree.pin(leaf)
     assert tree.room([2] * 20, 20) == 3
     assert tree.room([1] * 20, 20) == 3 + 2, "but two blocks of it can be shared"
     assert tree.room([1] * 20, 5) == 3 + 1
     assert tree.attach([2] * 20, 20, 4) is None
-    assert tree.attach([1] * 20, 20, 5) is not None
+    other = tree.attach([1] * 20, 20, 5)
+    assert other is not None
+    tree.release(other)
+    tree.unpin(leaf)
+    assert tree.room([2] * 20, 20) == 6 and tree.attach([2] * 20, 20, 6) is not None
 
 
 @pytest.mark.parametrize(

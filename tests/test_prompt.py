@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.tokenizer_cases import byte_level, json_folder, mistral_model, model_folder
 from urial_engine.errors import ParameterError, PromptError
 from urial_engine.prompt import UrialPrompt, prompt_form
+from urial_engine.prompt_stream import AnswerStream
 from urial_engine.tokenizer import Tokenizer
 
 PUBLISHED = ("inst_1k", "inst_1k_v4", "inst_1k_v4.help", "inst_1shot", "inst_2k", "inst_only")
@@ -95,6 +96,38 @@ def test_cleaning_only_cuts(parts: list[str]) -> None:
     cleaned = prompt.clean(answer)
     assert cleaned in answer
     assert cleaned == cleaned.rstrip()
+
+
+MARKS = [
+    "```",
+    "``",
+    "`",
+    "\n",
+    "\n\n",
+    "```py",
+    "# Query",
+    "# Qu",
+    "# User:",
+    " ",
+    "a",
+    "b c",
+    "\t",
+]
+
+
+@given(st.lists(st.sampled_from(MARKS), max_size=14))
+def test_an_answer_in_a_stream_is_the_clean_one(parts: list[str]) -> None:
+    prompt, told = UrialPrompt("", ("# Query", "# User")), ""
+    stream = AnswerStream(prompt)
+    for count, part in enumerate(parts, start=1):
+        told += stream.push(part)
+        if stream.ended:
+            for more in ("", *(f"{a}{b}{c}" for a in MARKS for b in MARKS for c in MARKS[:4])):
+                assert prompt.clean("".join(parts[:count]) + more) == told
+            break
+    else:
+        told += stream.finish()
+        assert told == prompt.clean("".join(parts))
 
 
 def test_other_stop_strings() -> None:

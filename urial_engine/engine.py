@@ -5,44 +5,29 @@ It reads what callers pass, hands requests to the scheduler, and turns the resul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from .backends import choose_device, open_backend
-from .backends.base import F32, I32
-from .checkpoint import Checkpoint
+from .backends.base import F32
+from .engine_base import EngineBase
 from .engine_inputs import (
     Prompt,
-    PromptReader,
     as_list,
     check_top,
-    context_length,
     each_params,
 )
-from .engine_outputs import about, identity, request_outputs, score_output
-from .engine_prefix import pin_prefix
+from .engine_outputs import request_outputs, score_output
 from .engine_progress import progress_bar
-from .engine_runner import Runner
 from .errors import ParameterError, PromptError, UrialError
-from .head import Head
-from .kv_cache import KVCache, common_run
-from .kv_cache_budget import cache_blocks
 from .outputs import RequestOutput, ScoreOutput, StreamEvent
-from .prompt import UrialPrompt
-from .sampling import FOR_PEOPLE, SamplingParams, fresh_seed
-from .scheduler import Scheduler
-from .scheduler_requests import Generation, Request, Scored
-from .tokenizer import Tokenizer
-from .weights import Weights
+from .sampling import FOR_PEOPLE, SamplingParams
+from .scheduler_requests import Request
 
 
-class Engine:
+class Engine(EngineBase):
     """One model, ready to run.
 
     model: a folder or a hub id. prefix: a text (or UrialPrompt) that every text prompt continues;
@@ -56,84 +41,6 @@ class Engine:
 
     Threads may share an engine. Errors are those of `urial_engine.errors`.
     """
-
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        prefix: str | UrialPrompt | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
-        threads: int | None = None,
-        isa: str = "auto",
-        kv_cache_gib: float | None = None,
-        max_batch: int = 32,
-        prefix_dir: str | Path | None = None,
-        max_model_len: int | None = None,
-        chunk: int = 512,
-        invariant: bool = False,
-    ) -> None:
-        for name, value in (("max_batch", max_batch), ("chunk", chunk)):
-            if value < 1:
-                raise ParameterError(f"{name}={value}: must be at least 1")
-        if prefix_dir is not None and not prefix:
-            raise ParameterError(f"prefix_dir={str(prefix_dir)!r} without a prefix to keep in it")
-        self.prompt = prefix if isinstance(prefix, UrialPrompt) else None
-        self.prefix = prefix.text if isinstance(prefix, UrialPrompt) else prefix or ""
-        with Checkpoint.open(model) as checkpoint:
-            self.config = checkpoint.config
-            self.context = context_length(self.config, max_model_len)
-            self.tokenizer = Tokenizer.load(checkpoint.folder)
-            self.tokenizer.check_fits(self.config.vocab_size)
-            weights = Weights.open(checkpoint)
-            device, reason = choose_device(device)
-            how: dict[str, Any] = {"dtype": dtype, "threads": threads, "isa": isa}
-            how["invariant"] = invariant
-            self.backend = open_backend(device, weights, **how)
-            self._head = partial(Head, model, device=device, **how)
-        try:
-            self._open(weights, kv_cache_gib, max_batch, chunk, prefix_dir)
-            self.info["device_reason"] = reason
-        except BaseException:
-            self.backend.close()
-            raise
-
-    def _open(
-        self,
-        weights: Weights,
-        gib: float | None,
-        max_batch: int,
-        chunk: int,
-        prefix_dir: str | Path | None,
-    ) -> None:
-        """The cache, what runs on it, and the prefix in it."""
-        backend, vocab_size = self.backend, self.config.vocab_size
-        most = (max_batch + 1) * -(-self.context // backend.block_size)  # each of full length
-        room = backend.cache_room(max_batch, self.context, chunk)
-        blocks = cache_blocks(gib, block_bytes=backend.block_bytes, most=most, room=room)
-        backend.allocate(blocks)
-        cache = KVCache(backend, blocks)
-        self._scheduler = Scheduler(
-            backend, cache, self.tokenizer, max_batch=max_batch, chunk=chunk
-        )
-        self._runner = Runner(self._scheduler)
-        self._reader = PromptReader(self.tokenizer, self.prefix, vocab_size, self.context)
-        ends = {*self.config.eos_token_ids, self.tokenizer.eos_token_id}
-        self._eos = frozenset(t for t in ends if t is not None and t < vocab_size)
-        self.info = about(backend, weights, blocks) | {"context": self.context}
-        self.prefix_ids: list[int] = []
-        if self.prefix:
-            ids = self._reader.read("", "the prefix", room=1)
-            read = Request("the prefix", ids, rows_from=len(ids))
-            self.info |= pin_prefix(
-                ids,
-                backend,
-                cache,
-                lambda: self._runner.run([read]),
-                folder=prefix_dir,
-                weights=weights.fingerprint,
-            )
-            self.prefix_ids = ids
 
     def generate(
         self,
@@ -239,62 +146,3 @@ class Engine:
             requests.append(Request(label, own, first, keep=True))
         self._runner.run(requests)
         return [np.concatenate(request.kept or []) for request in requests]
-
-    @property
-    def identity(self) -> dict[str, object]:
-        """All of it that changes the bits of a result, beside the prefix."""
-        return identity(self.info, self.config, self.tokenizer)
-
-    def open_head(self, rows: I32 | None = None) -> Head:
-        """The model's head once more, by itself; `rows` as `Head` has them."""
-        return self._head(rows=rows)
-
-    def exclusive(self) -> AbstractContextManager[None]:
-        """Nobody else works meanwhile: for who calls the backend itself."""
-        return self._runner.exclusive()
-
-    def close(self) -> None:
-        """Free the weights, the cache and the threads. Any use after that is an UrialError."""
-        self._runner.close(self.backend.close)
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def generation(
-        self, prompt: Prompt, params: SamplingParams, label: str, *, stream: bool = False
-    ) -> Generation:
-        """A checked request for `run`; `label` names it in errors."""
-        ids = self._reader.read(prompt, label, room=1)
-        for name in ("logprobs", "prompt_logprobs"):
-            check_top(name, getattr(params, name) or 0, self.backend)
-        if outside := [t for t in params.stop_token_ids if t >= self.config.vocab_size]:
-            raise ParameterError(
-                f"stop_token_ids={outside}: the vocabulary has {self.config.vocab_size} tokens"
-            )
-        room = self.context - len(ids)
-        return Generation(
-            label,
-            ids,
-            params,
-            seed=fresh_seed() if params.seed is None else params.seed,
-            max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
-            prefix=common_run(self.prefix_ids, ids),
-            eos=self._eos,
-            tokenizer=self.tokenizer,
-            stream=stream,
-        )
-
-    def scoring(self, prompt: Prompt, continuation: Prompt, top_k: int, label: str) -> Request:
-        """A checked request for `run`, as `score` makes them."""
-        check_top("top_k", top_k, self.backend)
-        ids, start = self._reader.read_pair(prompt, continuation, label)
-        return Request(label, ids[:-1], start - 1, scored=Scored(ids[start:], top_k))
-
-    def run(
-        self, requests: Sequence[Request], after_step: Callable[[], None] | None = None
-    ) -> None:
-        """Until all are finished; for who takes each result as it comes, in `after_step`."""
-        self._runner.run(requests, after_step)

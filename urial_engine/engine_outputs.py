@@ -61,7 +61,7 @@ def request_output(request: Generation, prompt: str | None, tokenizer: Tokenizer
         prompt=prompt,
         prompt_token_ids=request.ids,
         outputs=outputs,
-        prompt_logprobs=_prompt_logprobs(request, tokenizer),
+        prompt_logprobs=prompt_logprobs_of(request, tokenizer),
         seed=request.samples[0].seed,
         metrics=Metrics(
             prompt_tokens=len(request.ids),
@@ -75,7 +75,7 @@ def request_output(request: Generation, prompt: str | None, tokenizer: Tokenizer
     )
 
 
-def _prompt_logprobs(request: Generation, tokenizer: Tokenizer) -> list[Logprobs | None] | None:
+def prompt_logprobs_of(request: Generation, tokenizer: Tokenizer) -> list[Logprobs | None] | None:
     """Aligned with the ids: None for the first, the engine's prefix, and what never ran."""
     k, scored = request.params.prompt_logprobs, request.scored
     if k is None:

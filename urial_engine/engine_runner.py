@@ -102,6 +102,21 @@ class Runner:
                 finally:
                     self._lock.release()
 
+    def submit(self, request: Request) -> None:
+        """For who makes the steps by himself, with `step`."""
+        with self.exclusive():
+            self._scheduler.submit(request)
+
+    def step(self) -> bool:
+        """One step for all that was submitted; False where nothing is left to do."""
+        with self.exclusive():
+            self._scheduler.step()
+            return any(self._scheduler.load)
+
+    def cancel(self, request: Request) -> None:
+        """It ends with what it has, at the next step. Any thread, at any time."""
+        self._scheduler.cancel(request)
+
     def close(self, free: Callable[[], None]) -> None:
         """Call `free` when nobody works, once."""
         with self._lock:

@@ -39,7 +39,7 @@ class Segment:
     children: list[Segment] = field(default_factory=list)
     users: int = 0  # live tails and pins at or below
     live: bool = False  # a sequence grows it; then it has no children
-    pinned: bool = False
+    pinned: int = 0  # how many pins keep it
     quota: int = 0  # blocks promised to it and not yet taken
     last_used: int = 0  # when it was last let go, in ticks of the cache
 
@@ -154,14 +154,25 @@ class KVCache:
         self._let_go(leaf)
         if not keep or self._stands_elsewhere(leaf):
             self._remove(leaf)
+        else:
+            self._drop_beginnings(leaf)
 
-    def pin(self, segment: Segment) -> None:
-        """Keep its path for good."""
-        self._hold(segment)
-        self._pinned.append([token for part in segment.path() for token in part.tokens])
-        for part in segment.path():
+    def pin(self, leaf: Segment) -> None:
+        """In place of `release`: what was computed stays until `unpin`."""
+        self._promise(leaf, -leaf.quota)
+        leaf.live = False
+        self._pinned.append(_tokens(leaf))
+        for part in leaf.path():
             self._pinned_blocks += 0 if part.pinned else len(part.blocks)
-            part.pinned = True
+            part.pinned += 1
+
+    def unpin(self, leaf: Segment) -> None:
+        """From now on it gives way as all else does."""
+        self._pinned.remove(_tokens(leaf))
+        for part in leaf.path():
+            part.pinned -= 1
+            self._pinned_blocks -= 0 if part.pinned else len(part.blocks)
+        self._let_go(leaf)
 
     def _copy_start(self, source: Segment, leaf: Segment, tokens: int) -> None:
         """Copy the tokens of `source`'s first block, unless the copy needs that very block's room.
@@ -236,10 +247,27 @@ class KVCache:
         leaf.parent.children.append(leaf)
         return run == len(leaf.tokens)
 
+    def _drop_beginnings(self, leaf: Segment) -> None:
+        """What beside it holds no more than its first tokens serves nobody any longer: a text that
+        was read on and on would leave a block for each time."""
+        assert leaf.parent is not None
+        for other in list(leaf.parent.children):
+            count = len(other.tokens)
+            if other.users or other.children or other is leaf or count > len(leaf.tokens):
+                continue
+            alike = not count or other.tokens[-1] == leaf.tokens[count - 1]  # most are not
+            if alike and other.tokens == leaf.tokens[:count]:
+                self._remove(other)
+
     def _remove(self, segment: Segment) -> None:
         assert segment.parent is not None and not segment.users and not segment.children
         segment.parent.children.remove(segment)
         self._free += segment.blocks
+
+
+def _tokens(leaf: Segment) -> list[int]:
+    """Of its whole path."""
+    return [token for part in leaf.path() for token in part.tokens]
 
 
 def _descend(top: Segment, ids: list[int]) -> tuple[Segment, int]:

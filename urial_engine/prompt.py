@@ -73,6 +73,24 @@ class UrialPrompt:
         fence can close it: then it opens a block too. (In a prefix of this form an empty line
         follows every answer.)
         """
+        return self._trimmed(answer, self._end(answer, whole=True)[0])
+
+    def certain(self, answer: str) -> tuple[str, bool]:
+        """Of `clean`, for an answer that is still being written: what no further text changes, and
+        whether the end of the answer stands there."""
+        line = answer.rfind("\n") + 1
+        last = answer[line:]
+        if last.startswith("`") or any(stop.startswith(last) for stop in self.stop):
+            answer = answer[:line]  # it may become a mark
+        end, closed = self._end(answer, whole=False)
+        return self._trimmed(answer, end), closed
+
+    def _trimmed(self, answer: str, end: int) -> str:
+        return re.sub(r"\A(?:[^\S\n]*\n)+", "", answer[:end]).rstrip()
+
+    def _end(self, answer: str, *, whole: bool) -> tuple[int, bool]:
+        """Where the answer ends, and whether by a mark. Of one that is not `whole`, where it ends
+        or may turn out to end."""
         inside = False
         marks = list(self._marks().finditer(answer))
         for number, mark in enumerate(marks):
@@ -81,12 +99,15 @@ class UrialPrompt:
                 inside = not _bare(mark)
             elif mark["info"] and not _bare(mark):
                 inside = True
+            elif not _bare(mark):
+                return mark.start(), True
             else:
-                inside = _bare(mark) and later and self._text_follows(answer, mark.end())
+                follows = self._text_follows(answer, mark.end())
+                known = whole or later or (not follows and "\n" in answer[mark.end() + 1 :])
+                inside = follows and later
                 if not inside:
-                    answer = answer[: mark.start()]
-                    break
-        return re.sub(r"\A(?:[^\S\n]*\n)+", "", answer).rstrip()
+                    return mark.start(), known
+        return len(answer), False
 
     def _marks(self) -> re.Pattern[str]:
         """Fences (a language may follow, never a backtick) and stop strings that start a line."""

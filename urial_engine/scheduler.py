@@ -74,6 +74,11 @@ class Scheduler:
             if not request.finished:
                 self._end(request)
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many sequences wait and how many run."""
+        return len(self._waiting), len(self._running)
+
     def step(self) -> None:
         """Advance all that runs. The error of one request is set on it, and ends only that one."""
         self.drop_cancelled()
@@ -269,7 +274,11 @@ class Scheduler:
         """Complete or not: nothing of it runs or holds blocks after this."""
         for sequence in [s for s in self._running if s.request is request]:
             self._running.remove(sequence)
-            self._cache.release(sequence.leaf, keep=keep)
+            if request.pin and keep and not sequence.pending:
+                self._cache.pin(sequence.leaf)
+                request.pinned = sequence.leaf
+            else:
+                self._cache.release(sequence.leaf, keep=keep)
         self._prompts = [s for s in self._prompts if s.request is not request]
         request.finish()
 

@@ -68,12 +68,15 @@ class Request:
         *,
         keep: bool = False,
         scored: Scored | None = None,
+        pin: bool = False,
     ) -> None:
         self.label = label
         self.ids = ids
         self.rows_from = rows_from
         self.kept: list[F32] | None = [] if keep else None  # hidden states [rows, C] in pieces
         self.scored = scored
+        self.pin = pin  # its tokens stay in the cache, where `pinned` says, until they are unpinned
+        self.pinned: Segment | None = None
         self.samples: list[Sample] = []
         self.cached = 0  # tokens that the cache had
         self.finished = False
@@ -123,6 +126,7 @@ class Generation(Request):
         super().__init__(label, ids, first - 1 if judged else len(ids) - 1, scored=scored)
         self.params = params
         self.max_tokens = max_tokens
+        self.prefix = prefix
         self.samples = [
             Sample(
                 index,
