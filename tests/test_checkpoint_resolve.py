@@ -65,11 +65,13 @@ def test_the_hub_is_asked_for_exactly_what_is_needed(
     """A hub of one repository, which notes what it is asked for."""
     folder = tiny_model(shards=2, folder="0123abcd")
     asked: list[tuple[str, Any, list[str]]] = []
+    caches = []
 
     def snapshot_download(
-        repository: str, *, allow_patterns: list[str], revision: str | None = None
+        repository: str, *, allow_patterns: list[str], revision: str | None, cache_dir: Any
     ) -> str:
         asked.append((repository, revision, allow_patterns))
+        caches.append(cache_dir)
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
@@ -82,3 +84,6 @@ def test_the_hub_is_asked_for_exactly_what_is_needed(
     (folder / INDEX).unlink()
     resolve("owner/name")
     assert asked[-1][2] == [SINGLE]
+    resolve("owner/name", revision="v2", cache_dir="here")
+    assert [one[1] for one in asked[-2:]] == ["v2", "0123abcd"]
+    assert caches == [*[None] * 4, "here", "here"]

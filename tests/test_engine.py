@@ -187,4 +187,4 @@ def test_a_progress_bar_counts_prompts_and_tokens(
     open_engine: Open, capsys: pytest.CaptureFixture[str]
 ) -> None:
     open_engine().generate(["a", "b"], EIGHT, progress=True)
-    assert "2/2 prompts, 16 tokens" in capsys.readouterr().out
+    assert "2/2 prompts, 16 tokens" in capsys.readouterr().err

@@ -26,7 +26,7 @@ FLOW = (
     *("errors", "json_values", "jsonl", "sources", "config", "checkpoint", "weights", "tokenizer"),
     *("prompt", "sampling", "stop", "outputs", "kv_cache", "kernels", "backends", "head"),
     *("prefix_store", "scheduler", "engine", "shift_data", "report", "token_shift", "gguf_import"),
-    *("cli",),
+    *("evaluation", "compat", "server", "cli"),
 )
 # Modules before the command line that read environment variables, and which: each is documented.
 ENVIRONMENT: dict[str, set[str]] = {}

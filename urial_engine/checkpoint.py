@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -142,8 +143,11 @@ class Checkpoint:
         self.close()
 
 
-def resolve(path_or_id: str | Path) -> Path:
-    """A folder is itself; `owner/name` is fetched from the Hugging Face Hub, or its cache."""
+def resolve(
+    path_or_id: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None
+) -> Path:
+    """A folder is itself; `owner/name` is fetched from the Hugging Face Hub, or its cache: in
+    `cache_dir`, by default where the hub's own tools keep it."""
     path = Path(path_or_id).expanduser()
     if path.is_dir():
         return path
@@ -156,7 +160,7 @@ def resolve(path_or_id: str | Path) -> Path:
     if not isinstance(path_or_id, str) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", path_or_id):
         raise CheckpointError(f"there is no folder {path} (a hub id would be owner/name)")
     try:
-        return _download(path_or_id)
+        return _download(path_or_id, revision, cache_dir)
     except CheckpointError:
         raise
     except Exception as error:  # what the hub's client raises is not one family
@@ -167,15 +171,16 @@ def resolve(path_or_id: str | Path) -> Path:
         ) from error
 
 
-def _download(repository: str) -> Path:
+def _download(repository: str, revision: str | None, cache_dir: str | Path | None) -> Path:
     """The files that a model needs and no others: first the small ones, then what they name."""
     from huggingface_hub import snapshot_download
 
-    folder = Path(snapshot_download(repository, allow_patterns=list(_SMALL_FILES)))
+    fetch = partial(snapshot_download, repository, cache_dir=cache_dir)
+    folder = Path(fetch(revision=revision, allow_patterns=list(_SMALL_FILES)))
     index = folder / INDEX
     files = sorted(set(_weight_map(index).values())) if index.is_file() else [SINGLE]
     # The folder is named after the commit, which ties the weights to the small files.
-    return Path(snapshot_download(repository, revision=folder.name, allow_patterns=files))
+    return Path(fetch(revision=folder.name, allow_patterns=files))
 
 
 def _find_tensors(folder: Path) -> dict[str, TensorInfo]:

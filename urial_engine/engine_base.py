@@ -113,6 +113,7 @@ class EngineBase:
         self.info = about(backend, weights, blocks) | {"context": self.context}
         self.prefix_ids: list[int] = []
         self._cache = cache
+        self.max_batch = max_batch
         self._pinning = Pinning(backend, cache, self._runner, weights.fingerprint)
         self._own: Prefix | None = None
         if self.prefix:

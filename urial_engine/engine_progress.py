@@ -16,12 +16,13 @@ def progress_bar(
     if not shown:
         yield None
         return
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     tokens_column = TextColumn("prompts, {task.fields[tokens]} tokens")
-    with Progress(
-        BarColumn(), MofNCompleteColumn(), tokens_column, TimeElapsedColumn()
-    ) as progress:
+    columns = (BarColumn(), MofNCompleteColumn(), tokens_column, TimeElapsedColumn())
+    # Not on stdout: what a caller prints there stays as it is.
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=len(requests), tokens=0)
 
         def show() -> None:

@@ -87,11 +87,18 @@ def shift_of(
     told = [one for one in asked if isinstance(one, Answer)]
     if queries := [one for one in asked if isinstance(one, Asked)]:
         told = _generate(plan, aligned, queries, params, progress)
+    return shift_of_answers(plan, base, aligned, told)
+
+
+def shift_of_answers(
+    plan: Plan, base: Engine, aligned: Engine, answers: Sequence[Answer]
+) -> TokenShift:
+    """Both engines read the answers in their contexts."""
     with ExitStack() as stack:
         compare = heads_in_memory(plan, base, aligned, stack)
         parts = [
             measure(plan, base, compare, group, read_aligned(plan, aligned, group))
-            for group in [*groups(told)] or [[]]
+            for group in [*groups(answers)] or [[]]
         ]
     return TokenShift.of(join(parts))
 

@@ -125,6 +125,10 @@ class Tokenizer:
         decoding = self._vocabulary.decoding
         return Detokenizer(piece, replace(decoding, strip=0) if continues else decoding)
 
+    def is_special(self, token_id: int) -> bool:
+        """A token that stands for no text, such as EOS."""
+        return token_id in self._vocabulary.special_ids
+
     def token_text(self, token_id: int) -> str:
         """One token as shown to a person: bytes that are no text by themselves as `\\xe4`."""
         data = self._bytes(token_id)

@@ -9,7 +9,19 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import UrialError
-from . import answer, demo, generate, model, prefix, runs, score, shift
+from . import (
+    answer,
+    demo,
+    evaluate,
+    evaluate_judge,
+    generate,
+    model,
+    prefix,
+    runs,
+    score,
+    serve,
+    shift,
+)
 from .options import note
 
 
@@ -37,6 +49,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 prefixes = typer.Typer(no_args_is_help=True)
+evaluations = typer.Typer(no_args_is_help=True)
 
 
 def _show_version(wanted: bool) -> None:
@@ -65,6 +78,7 @@ app.command()(demo.demo)
 app.command()(answer.answer)
 app.command()(generate.generate)
 app.command()(score.score)
+app.command()(serve.serve)
 app.command()(shift.shift)
 app.command()(runs.report)
 app.command()(runs.compare)
@@ -73,6 +87,10 @@ prefixes.command()(prefix.store)
 prefixes.command("list")(prefix.list_stored)
 prefixes.command()(prefix.verify)
 prefixes.command()(prefix.clear)
+app.add_typer(evaluations, name="eval", help="Benchmarks: answers for their judges, and a judge.")
+evaluations.command()(evaluate.answers)
+evaluations.command()(evaluate.merge)
+evaluations.command()(evaluate_judge.judge)
 app.command("import-gguf")(model.import_gguf)
 app.command()(model.inspect)
 

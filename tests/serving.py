@@ -1,0 +1,68 @@
+"""A real server on loopback, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from tests.command_line import start
+
+
+@dataclass
+class Server:
+    url: str
+    process: subprocess.Popen[str]
+    log: list[str]
+
+    def ask(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        """The status and what stands in the answer, parsed where it is JSON."""
+        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        own = {"Content-Type": "application/json", **headers}
+        try:
+            with urlopen(Request(self.url + path, data, own), timeout=60) as answer:
+                status, text = answer.status, answer.read()
+        except HTTPError as error:
+            status, text = error.code, error.read()
+        try:
+            return status, json.loads(text)
+        except ValueError:
+            return status, text
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+
+@contextmanager
+def serving(*arguments: object) -> Iterator[Server]:
+    """`urial-engine serve` with these arguments, once it is ready."""
+    process = start("serve", *arguments, "--port", 0)
+    assert process.stderr is not None
+    log: list[str] = []
+    try:
+        for line in process.stderr:
+            log.append(line)
+            if found := re.match(r"ready: (\S+)", line):
+                rest = threading.Thread(target=log.extend, args=(process.stderr,), daemon=True)
+                rest.start()
+                yield Server(found[1], process, log)
+                break
+        else:
+            raise AssertionError("".join(log))
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def tiny_arguments(model: Path) -> tuple[object, ...]:
+    return (model, "--name", "tiny", "--threads", 1)

@@ -1,0 +1,156 @@
+"""The ASGI application: routes of all APIs under one door, which checks what comes through it."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import anyio
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from . import general, openai, ours, tgi
+from .refusal import Refusal
+from .replies import Json, told
+from .state import State
+
+LOG = logging.getLogger(__name__)
+OPEN = re.compile(r"/|/health|/ready|/playground/.*")  # without a key
+TGI = frozenset({"/", "/generate", "/generate_stream", "/info"})
+ABOUT = (
+    "Llama and Mistral with constant URIAL prefixes, scores and token shifts. Fields that are ours "
+    "and not OpenAI's or TGI's: see docs/server.md."
+)
+
+
+def create_app(state: State, *, key: str | None = None, origins: Sequence[str] = ()) -> ASGIApp:
+    """key: what clients must send as a bearer. origins: pages of which may call from a browser."""
+    app = FastAPI(title="urial-engine", version=version("urial-engine"), description=ABOUT)
+    for routes in (general.router, openai.router, tgi.router, ours.router):
+        app.include_router(routes(state))
+    app.include_router(general.page())
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    for kind in (Refusal, Exception):
+        app.add_exception_handler(kind, _failed)
+    door = Door(app, state, key)
+    if not origins:
+        return door
+    return CORSMiddleware(door, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+
+
+class Door:
+    """Keys, sizes of bodies, and the time in which they must come; counts what was answered."""
+
+    def __init__(self, app: ASGIApp, state: State, key: str | None) -> None:
+        self._app = app
+        self._state = state
+        self._key = key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"]
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._state.metrics.answered(_label(scope), message["status"])
+            await send(message)
+
+        try:
+            self._check_key(scope, path)
+            body = await self._body(scope, receive)
+        except Refusal as refusal:
+            await _reply(path, refusal)(scope, receive, counted)
+            return
+        await self._app(scope, _replayed(body, receive), counted)
+
+    def _check_key(self, scope: Scope, path: str) -> None:
+        if self._key is None or (scope["method"] in ("GET", "HEAD") and OPEN.fullmatch(path)):
+            return
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        if not hmac.compare_digest(given, b"Bearer " + self._key.encode()):
+            message = "this server needs its key: send it as `Authorization: Bearer KEY`"
+            headers = {"WWW-Authenticate": "Bearer"}
+            raise Refusal(401, "invalid_api_key", message, headers=headers)
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        """All of it. Refusal where it is too long, or too long on its way."""
+        most, seconds = self._state.limits.max_body, self._state.limits.body_seconds
+        too_large = Refusal(413, "body_too_large", f"a body has at most {most} bytes here")
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > most:
+            raise too_large
+        parts, size = [], 0
+        try:
+            with anyio.fail_after(seconds):
+                while (message := await receive())["type"] == "http.request":
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > most:
+                        raise too_large
+                    if not message.get("more_body"):
+                        break
+        except TimeoutError:
+            slow = f"the body has not come within {seconds:g} s"
+            raise Refusal(408, "body_too_slow", slow) from None
+        return b"".join(parts)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """The body once more, at once; then whatever comes."""
+    first = True
+
+    async def again() -> Message:
+        nonlocal first
+        if first:
+            first = False
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await receive()
+
+    return again
+
+
+def _label(scope: Scope) -> str:
+    """The path as its route writes it: names that clients make up would each be counted alone."""
+    route = scope.get("route")
+    return getattr(route, "path", "other")
+
+
+def _reply(path: str, refusal: Refusal) -> Response:
+    failed = tgi.failed if path in TGI else openai.failed
+    status = tgi.status(refusal) if path in TGI else refusal.status
+    return Json(failed(refusal), status_code=status, headers=refusal.headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return _reply(request.url.path, told(error))
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    """A body of another form: what is wrong, and where. Nothing of it is repeated."""
+    assert isinstance(error, RequestValidationError)
+    found = error.errors()
+    first = found[0] if found else {"loc": (), "msg": "not valid"}
+    param = ".".join(str(part) for part in first["loc"] if part != "body")[:200]
+    message = f"{param}: {first['msg']}" if param else str(first["msg"])
+    return _reply(
+        request.url.path, Refusal(400, "invalid_request_error", message[:500], param or None)
+    )
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    """What the framework itself refuses: a path that is not there, another method."""
+    assert isinstance(error, HTTPException)
+    kind = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    message = f"{request.method} {request.url.path[:200]}: {error.detail}"
+    headers = dict(error.headers or {})
+    return _reply(request.url.path, Refusal(error.status_code, kind, message, headers=headers))

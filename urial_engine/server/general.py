@@ -1,0 +1,111 @@
+"""What belongs to no one's API: models, tokens, health, metrics, and the playground's page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from starlette.responses import FileResponse, PlainTextResponse, Response
+
+from .models import CHAT
+from .openai_forms import Object
+from .refusal import Refusal, bad, busy
+from .replies import Json
+from .schema import DetokenizeBody, TokenizeBody
+from .state import State, beside
+
+PAGE = Path(__file__).resolve().parents[1] / "data" / "playground"
+# Nothing from elsewhere, and no script or style that stands in the page itself.
+POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def router(state: State) -> APIRouter:
+    api = APIRouter(tags=["general"])
+
+    @api.get("/v1/models")
+    async def models() -> Response:
+        return Json({"object": "list", "data": [_model(state, n) for n in state.models.all]})
+
+    @api.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        return Json(_model(state, name))
+
+    @api.post("/tokenize")
+    async def tokenize(body: TokenizeBody) -> Response:
+        return Json(await _tokenize(state, body))
+
+    @api.post("/detokenize")
+    async def detokenize(body: DetokenizeBody) -> Response:
+        tokenizer = state.models.get(body.model).engine.tokenizer
+        return Json({"prompt": tokenizer.decode(body.tokens, skip_special_tokens=False)})
+
+    @api.get("/health")
+    async def health() -> Response:
+        if state.worker.failed:
+            raise Refusal(500, "server_error", "a model has failed; restart the server")
+        return PlainTextResponse("ok")
+
+    @api.get("/ready")
+    async def ready() -> Response:
+        if state.worker.draining:
+            raise busy(503, "draining", "the server is about to end", 5)
+        return PlainTextResponse("ready")
+
+    @api.get("/metrics")
+    async def metrics() -> Response:
+        return Response(state.metrics.text(), media_type=METRICS_TYPE)
+
+    return api
+
+
+def page() -> APIRouter:
+    """Its files by their names: nothing else can be asked for."""
+    api = APIRouter(include_in_schema=False)
+    files = {file.name: file for file in sorted(PAGE.iterdir()) if file.is_file()}
+    headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
+
+    @api.get("/")
+    async def index(request: Request) -> Response:
+        return FileResponse(files["index.html"], headers=headers)
+
+    @api.get("/playground/{name}")
+    async def file(name: str) -> Response:
+        if name not in files:
+            raise Refusal(404, "not_found", f"the playground has no file {name!r}")
+        return FileResponse(files[name], headers=headers)
+
+    return api
+
+
+def _model(state: State, name: str) -> Object:
+    served = state.models.get(name)
+    return {
+        "id": served.name,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "urial-engine",
+        "max_model_len": served.engine.context,
+        "chat_template": served.engine.tokenizer.chat_template is not None,
+    }
+
+
+async def _tokenize(state: State, body: TokenizeBody) -> Object:
+    engine = state.models.get(body.model).engine
+    tokenizer = engine.tokenizer
+    if (body.prompt is None) == (body.messages is None):
+        raise bad("give either prompt or messages")
+    if body.messages is not None:
+        messages = [message.plain() for message in body.messages]
+        asked = await state.models.chat(state.models.get(body.model), CHAT, messages)
+        ids = list(asked.prompt) if not isinstance(asked.prompt, str) else []
+    else:
+        text, special = body.prompt or "", body.add_special_tokens
+        ids = await beside(len(text), lambda: tokenizer.encode(text, add_special_tokens=special))
+    texts = [tokenizer.token_text(token) for token in ids]
+    return {
+        "count": len(ids),
+        "max_model_len": engine.context,
+        "tokens": ids,
+        "token_strs": texts,
+    }

@@ -1,0 +1,163 @@
+"""The models that are served, and the prompts by name that requests can be read after."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..engine import Engine
+from ..engine_prefix import Prefix
+from ..errors import PromptError, TokenizerError
+from ..prompt import NAMED, UrialPrompt
+from .refusal import Refusal, bad
+
+CHAT = "chat"
+MOST_PROMPTS = 16
+Message = Mapping[str, str]
+
+
+@dataclass(eq=False)
+class Served:
+    """An open model under its name, and the prompts that are pinned in its cache."""
+
+    name: str
+    engine: Engine
+    pins: dict[str, Prefix] = field(default_factory=dict)
+    created: int = field(default_factory=lambda: int(time.time()))
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # before `pins` changes
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a model reads. A text continues `prefix`; `urial`: the answer stands between fences."""
+
+    prompt: str | list[int]
+    prefix: Prefix | None = None
+    urial: UrialPrompt | None = None
+
+
+class Models:
+    """Models by name, the first of them where a request names none; prompts by name.
+
+    prefix_dir: where pinned prompts are kept for the next start.
+    """
+
+    def __init__(
+        self,
+        served: Sequence[Served],
+        prompts: Mapping[str, UrialPrompt],
+        prefix_dir: Path | None = None,
+    ) -> None:
+        self.all = {one.name: one for one in served}
+        self.main = served[0]
+        self.prompts = dict(prompts)
+        self._prefix_dir = prefix_dir
+
+    def get(self, name: str | None) -> Served:
+        if name is None:
+            return self.main
+        if name not in self.all:
+            message = f"there is no model {name!r}; there are {', '.join(map(repr, self.all))}"
+            raise Refusal(404, "model_not_found", message, "model")
+        return self.all[name]
+
+    def usual_form(self, served: Served) -> str:
+        """How a chat is read where the request does not say."""
+        return CHAT if served.engine.tokenizer.chat_template else next(iter(self.prompts))
+
+    async def chat(self, served: Served, form: str | None, messages: Sequence[Message]) -> Asked:
+        """A conversation that ends with the user, as the model reads it."""
+        form = form or self.usual_form(served)
+        if form == CHAT:
+            tokenizer = served.engine.tokenizer
+            try:
+                text = tokenizer.render_chat(messages)
+            except TokenizerError as error:
+                raise bad(str(error), "messages") from None
+            return Asked(tokenizer.encode(text, add_special_tokens=False))
+        turns = _turns(messages)
+        if form in NAMED:
+            return _named(form, turns)
+        prefix = await self.pin(served, form)
+        urial = self.prompts[form]
+        return Asked(urial.render_chat(turns), prefix, urial)
+
+    async def text(self, served: Served, form: str | None, prompt: str | list[int]) -> Asked:
+        """A text to continue, after a URIAL prompt where one is named."""
+        if form is None:
+            return Asked(prompt)
+        if form == CHAT or form in NAMED:
+            message = f"urial_prompt={form!r} needs messages: use /v1/chat/completions"
+            raise bad(message, "urial_prompt")
+        return Asked(prompt, await self.pin(served, form))
+
+    async def pin(self, served: Served, name: str) -> Prefix:
+        """Computed, or restored, if it is not there yet. A client who leaves meanwhile ends only
+        his own waiting: what is computed is remembered."""
+        self._known(name)
+        if name in served.pins:
+            return served.pins[name]
+        return await asyncio.shield(asyncio.ensure_future(self._pin(served, name)))
+
+    async def _pin(self, served: Served, name: str) -> Prefix:
+        async with served.lock:
+            if name not in served.pins:
+                prompt = self.prompts[name]
+                pinned = await asyncio.to_thread(served.engine.pin, prompt, self._prefix_dir)
+                served.pins[name] = pinned
+            return served.pins[name]
+
+    async def unpin(self, served: Served, name: str) -> None:
+        self._known(name)
+        async with served.lock:
+            if name in served.pins:
+                await asyncio.to_thread(served.engine.unpin, served.pins.pop(name))
+
+    async def put(self, name: str, text: str) -> None:
+        """Add a prompt, or give another text to one, which nothing then has pinned any more."""
+        if name == CHAT or name in NAMED:
+            raise bad(f"{name!r} is the name of a form; choose another one", "name")
+        if name not in self.prompts and len(self.prompts) >= MOST_PROMPTS:
+            raise bad(f"there are {MOST_PROMPTS} prompts already; replace one of them", "name")
+        if not text:
+            raise bad("the text of a prompt is empty", "text")
+        if name in self.prompts and self.prompts[name].text != text:
+            for served in self.all.values():
+                await self.unpin(served, name)
+        self.prompts[name] = UrialPrompt(text)
+
+    def _known(self, name: str) -> None:
+        if name not in self.prompts:
+            names = ", ".join((CHAT, *NAMED, *self.prompts))
+            raise bad(f"there is no prompt {name!r}; there are {names}", "urial_prompt")
+
+
+def _turns(messages: Sequence[Message]) -> list[str]:
+    """Query, answer, …, query."""
+    for place, message in enumerate(messages):
+        wanted = ("user", "assistant")[place % 2]
+        if message["role"] != wanted:
+            raise bad(
+                f"messages[{place}] is of role {message['role']!r}: in this prompt's form user and "
+                "assistant take turns, beginning with the user; what a system text says, the "
+                "prompt itself says",
+                "messages",
+            )
+    if len(messages) % 2 == 0:
+        raise bad("messages must end with one of the user", "messages")
+    return [message["content"] for message in messages]
+
+
+def _named(form: str, turns: list[str]) -> Asked:
+    """A form without examples: URIAL's own, or the query as it is."""
+    urial = UrialPrompt("")
+    if form == "zero-shot":
+        text = urial.render_chat(turns).removeprefix("\n")
+        assert len(turns) > 1 or text == NAMED[form].replace("{query}", turns[0])
+        return Asked(text, urial=urial)
+    if len(turns) > 1:
+        raise PromptError("messages: the form raw has no turns; send one message")
+    return Asked(NAMED[form].replace("{query}", turns[0]))

@@ -1,0 +1,102 @@
+"""What all routes share: models, worker, limits, metrics; and the checks that every request has."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from ..sampling import SamplingParams
+from ..scheduler_requests import Generation
+from .metrics import Metrics
+from .models import Asked, Models, Served
+from .refusal import bad
+from .worker import Job, Worker
+
+LOG = logging.getLogger(__name__)
+OWN_THREAD = 1 << 14  # characters: longer texts are tokenised beside the loop
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may ask for."""
+
+    max_body: int = 2 << 20  # bytes
+    body_seconds: float = 30.0  # in which a body must have come
+    max_new_tokens: int | None = None
+    max_n: int = 16
+    max_stop: int = 16
+    max_queries: int = 16  # of a token shift
+    deadline: float | None = None  # seconds
+
+    def check(self, params: SamplingParams) -> SamplingParams:
+        """The same, with no more new tokens than there may be."""
+        if params.n > self.max_n:
+            raise bad(f"n={params.n}: at most {self.max_n} samples are made here", "n")
+        stops = len(params.stop_strings) + len(tuple(params.stop_token_ids))
+        if stops > self.max_stop:
+            raise bad(f"{stops} stop strings and tokens: at most {self.max_stop}", "stop")
+        most = self.max_new_tokens
+        if most is None:
+            return params
+        if params.max_tokens is None:
+            return replace(params, max_tokens=most)
+        if params.max_tokens > most:
+            raise bad(f"max_tokens={params.max_tokens}: at most {most} are made here", "max_tokens")
+        return params
+
+    def until(self, seconds: float | None) -> float | None:
+        """The deadline of a request that arrives now, of time.monotonic."""
+        if seconds is not None and not 0 < seconds < 1e9:
+            raise bad(f"deadline={seconds}: must be a positive number of seconds", "deadline")
+        given = [s for s in (seconds, self.deadline) if s is not None]
+        return time.monotonic() + min(given) if given else None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    models: Models
+    worker: Worker
+    limits: Limits
+    metrics: Metrics
+    log_prompts: bool = False
+    passed_over: set[str] = field(default_factory=set)  # unknown fields, told once
+
+    def generation(
+        self, served: Served, asked: Asked, params: SamplingParams, label: str
+    ) -> Generation:
+        """A request whose tokens come as events."""
+        if asked.urial:
+            stop = (*params.stop_strings, *asked.urial.stop)
+            params = replace(params, stop=tuple(dict.fromkeys(stop)))
+        if self.log_prompts:
+            LOG.info("%s: %r", served.name, asked.prompt)
+        return served.engine.generation(
+            asked.prompt, params, label, stream=True, prefix=asked.prefix
+        )
+
+    @contextmanager
+    def running(
+        self,
+        served: Served,
+        requests: Sequence[Generation],
+        deadline: float | None,
+        every: int = 1,
+    ) -> Iterator[list[Job]]:
+        """As `Worker.begin`, and counted."""
+        with self.worker.begin(served.engine, requests, deadline, every=every) as jobs:
+            try:
+                yield jobs
+            finally:
+                self.metrics.ended(requests)
+
+
+async def beside(size: int, work: Callable[[], T]) -> T:
+    """The result of work whose time grows with a text of `size` characters: long ones must not keep
+    the loop from everybody else."""
+    return await asyncio.to_thread(work) if size > OWN_THREAD else work()

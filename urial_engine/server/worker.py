@@ -1,0 +1,246 @@
+"""Steps the engines in a thread of its own: requests go in from the event loop, events come out.
+
+Whatever a client does happens in the loop, whatever a model does in the thread. Between two steps
+the thread takes what has come in, and hands over what the step has brought, all at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+
+import anyio
+
+from ..engine import Engine
+from ..errors import UrialError
+from ..outputs import StreamEvent
+from ..scheduler_requests import Generation, Request
+from .refusal import Refusal, busy
+
+LOG = logging.getLogger(__name__)
+RATE_WINDOW = 30.0  # seconds over which finished requests are counted
+
+
+class Job:
+    """A request in the worker's hands. Only the loop's thread looks at what has come of it."""
+
+    def __init__(
+        self, engine: Engine, request: Request, deadline: float | None, every: int
+    ) -> None:
+        self.engine = engine
+        self.request = request
+        self.deadline = deadline  # of time.monotonic
+        self.every = every  # so many events at once, or the last of them: each wakes the loop
+        self.finished = False
+        self.error: BaseException | None = None
+        self._events: list[StreamEvent] = []
+        self._news = asyncio.Event()
+
+    def hear(self, events: list[StreamEvent], finished: bool, error: BaseException | None) -> None:
+        self._events += events
+        self.finished, self.error = finished, error
+        self._news.set()
+
+    async def news(self) -> list[StreamEvent]:
+        """The events since the last call, at least one unless it is finished meanwhile."""
+        await self._wait(lambda: bool(self._events))
+        events, self._events = self._events, []
+        return events
+
+    async def events(self) -> AsyncIterator[list[StreamEvent]]:
+        """All of them, as many at once as have come meanwhile."""
+        while events := await self.news():
+            yield events
+
+    async def done(self) -> None:
+        """Until it is finished. Its error is raised here, and where events are waited for."""
+        await self._wait(lambda: False)
+
+    async def _wait(self, enough: object) -> None:
+        assert callable(enough)
+        left = None if self.deadline is None else max(self.deadline - time.monotonic(), 0)
+        try:
+            with anyio.fail_after(left):
+                while not (self.finished or enough()):
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            message = "the deadline of the request is over; ask for fewer tokens, or give it longer"
+            raise Refusal(504, "deadline", message) from None
+        if self.error is not None and not enough():
+            raise self.error
+
+
+class Worker:
+    """Runs the requests of all clients on all engines, and refuses what is too much.
+
+    room: how many requests may be in it at a time, those that run included.
+    """
+
+    def __init__(self, engines: Sequence[Engine], room: int) -> None:
+        self.room = room
+        self.draining = False
+        self.failed: set[Engine] = set()  # with which no step can be made any more
+        self._engines = engines
+        self._inbox: deque[Job] = deque()
+        self._jobs: list[Job] = []  # of the thread
+        self._active = 0  # of the loop
+        self._finished: deque[float] = deque()  # when, of the last ones
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._wake = threading.Event()
+        self._closed = False
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
+        self._thread.start()
+
+    # In the loop
+
+    @property
+    def active(self) -> int:
+        """Requests that are not finished."""
+        return self._active
+
+    @contextmanager
+    def begin(
+        self,
+        engine: Engine,
+        requests: Sequence[Request],
+        deadline: float | None = None,
+        *,
+        every: int = 1,
+        admitted: bool = False,
+    ) -> Iterator[list[Job]]:
+        """Their jobs, which end with the block: what is not finished then is dropped.
+
+        Refusal where there is no room for them, now or ever; `admitted`: they are a part of what
+        found room already.
+        """
+        if not admitted:
+            self._admit(engine, len(requests))
+        jobs = [Job(engine, request, deadline, every) for request in requests]
+        self._active += len(jobs)
+        self._idle.clear()
+        self._inbox += jobs
+        self._wake.set()
+        try:
+            yield jobs
+        finally:
+            for job in reversed(jobs):  # in the order of the queue, where each is then the first
+                if not job.finished:
+                    engine.cancel(job.request)
+            self._active -= len(jobs)
+            self._finished += [time.monotonic()] * len(jobs)
+            if not self._active:
+                self._idle.set()
+            self._wake.set()
+
+    async def drain(self, seconds: float) -> bool:
+        """Take nothing new; until all is finished, but no longer than that. Whether it is."""
+        self.draining = True
+        with anyio.move_on_after(seconds):
+            await self._idle.wait()
+        return not self._active
+
+    async def close(self) -> None:
+        """What is still there ends with an error."""
+        self._closed = True
+        self._wake.set()
+        await asyncio.to_thread(self._thread.join)
+
+    def retry_after(self) -> int:
+        """In how many seconds there should be room: by how fast requests were finished lately."""
+        now = time.monotonic()
+        while self._finished and self._finished[0] < now - RATE_WINDOW:
+            self._finished.popleft()
+        rate = len(self._finished) / RATE_WINDOW
+        waiting = max(self._active - self.room // 2, 1)
+        return min(max(round(waiting / rate), 1), 60) if rate else 5
+
+    def _admit(self, engine: Engine, count: int) -> None:
+        if engine in self.failed:
+            raise Refusal(
+                500, "server_error", "this model has failed; the server must be restarted"
+            )
+        if self.draining:
+            raise busy(503, "draining", "the server is about to end; ask another one", 5)
+        if count > self.room:
+            message = f"{count} prompts in one request; at most {self.room} fit, send fewer"
+            raise Refusal(400, "invalid_request_error", message, "prompt")
+        if self._active + count > self.room:
+            seconds = self.retry_after()
+            message = f"{self._active} requests are waiting or running, and no more than "
+            message += f"{self.room} may; try again in {seconds} s"
+            raise busy(429, "queue_full", message, seconds)
+
+    # In the thread
+
+    def _work(self) -> None:
+        while not self._closed:
+            self._wake.clear()
+            self._take()
+            for engine in {job.engine for job in self._jobs}:
+                self._step(engine)
+            self._hand_over()
+            if not self._jobs:
+                self._wake.wait()
+        self._take()
+        for job in self._jobs:
+            job.engine.cancel(job.request)
+            job.request.error = job.request.error or UrialError("the server has ended")
+            job.request.finished = True
+        self._hand_over()
+
+    def _take(self) -> None:
+        while self._inbox:
+            job = self._inbox.popleft()
+            self._jobs.append(job)
+            try:
+                job.engine.submit(job.request)
+            except UrialError as error:
+                job.request.error = error
+                job.request.finish()
+
+    def _step(self, engine: Engine) -> None:
+        try:
+            engine.step()
+        except Exception as error:
+            LOG.exception("a step failed, and with it all requests of its model")
+            told = error if isinstance(error, UrialError) else UrialError("a step failed")
+            own = [job.request for job in self._jobs if job.engine is engine]
+            for request in own:
+                request.error = told
+                engine.cancel(request)
+            try:
+                engine.step()  # which lets go of them
+            except Exception:
+                self.failed.add(engine)
+                for request in own:
+                    request.finish()
+
+    def _hand_over(self) -> None:
+        told = []
+        for job in self._jobs:
+            request, events = job.request, list[StreamEvent]()
+            queue = request.events if isinstance(request, Generation) else None
+            if queue and (request.finished or len(queue) >= job.every):
+                events = list(queue)
+                queue.clear()
+            if events or request.finished:
+                told.append((job, events, request.finished, request.error))
+        if told:
+            self._jobs = [job for job in self._jobs if not job.request.finished]
+            self._loop.call_soon_threadsafe(_hear_all, told)
+
+
+Told = tuple[Job, list[StreamEvent], bool, UrialError | None]
+
+
+def _hear_all(told: list[Told]) -> None:
+    for job, events, finished, error in told:
+        job.hear(events, finished, error)
