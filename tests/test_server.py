@@ -16,6 +16,7 @@ from huggingface_hub import InferenceClient
 
 from tests.fixtures import random_weights, tiny_config, write_tokenizer, write_weights
 from tests.serving import Server, serving, tiny_arguments
+from tests.test_readme import README, blocks
 from urial_engine.engine import Engine
 from urial_engine.sampling import SamplingParams
 
@@ -232,3 +233,10 @@ def test_the_end_of_a_server(model: Path) -> None:
         assert server.end() == 0
         status, answer = running.result()
         assert status == 200 and answer["usage"]["completion_tokens"] == 1500
+
+
+def test_the_page_on_the_server(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks("python", README.parent / "docs" / "server.md")
+    code = code.replace("http://127.0.0.1:8000", server.url).replace('"default"', '"tiny"')
+    exec(code, {})
+    assert capsys.readouterr().out.strip()
