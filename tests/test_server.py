@@ -14,6 +14,7 @@ import openai
 import pytest
 from huggingface_hub import InferenceClient
 
+from tests.command_line import cli
 from tests.fixtures import random_weights, tiny_config, write_tokenizer, write_weights
 from tests.serving import Server, serving, tiny_arguments
 from tests.test_readme import README, blocks
@@ -240,3 +241,9 @@ def test_the_page_on_the_server(server: Server, capsys: pytest.CaptureFixture[st
     code = code.replace("http://127.0.0.1:8000", server.url).replace('"default"', '"tiny"')
     exec(code, {})
     assert capsys.readouterr().out.strip()
+
+
+def test_what_is_not_installed_is_named(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("urial_engine.cli.serve.find_spec", lambda name: None)
+    told = cli("serve", tiny_model(), code=1).stderr
+    assert "serve needs fastapi" in told and "urial-engine[server]" in told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,6 +58,7 @@ def serve(
     log_prompts: LogPrompts = False,
 ) -> None:
     """Serve models over HTTP until SIGTERM."""
+    _check_installed()
     from contextlib import ExitStack
     from dataclasses import replace
 
@@ -90,6 +92,14 @@ def serve(
         engines = {n: stack.enter_context(own.open(path)) for n, path in named.items()}
         every = {**given, "default": given.get("default") or UrialPrompt.default()}
         serve(engines, every, list(given), options, _ready)
+
+
+def _check_installed() -> None:
+    needed = ("fastapi", "httptools", "prometheus_client", "uvicorn", "uvloop")
+    if lacking := [name for name in needed if find_spec(name) is None]:
+        raise ParameterError(
+            f"serve needs {', '.join(lacking)}: pip install 'urial-engine[server]'"
+        )
 
 
 def _ready(address: str) -> None:
