@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.fixtures"]
+pytest_plugins = ["tests.fixtures", "tests.serving"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import pytest
+
 from tests.command_line import start
 
 
@@ -23,6 +25,9 @@ class Server:
     url: str
     process: subprocess.Popen[str]
     log: list[str]
+    api_key: str | None = None
+    endless = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,"  # the real model counts on
+    long = 3000  # tokens of an answer, at most
 
     def ask(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
         """The status and what stands in the answer, parsed where it is JSON."""
@@ -66,3 +71,18 @@ def serving(*arguments: object) -> Iterator[Server]:
 
 def tiny_arguments(model: Path) -> tuple[object, ...]:
     return (model, "--name", "tiny", "--threads", 1)
+
+
+@pytest.fixture(scope="module")
+def server(real_model: Path) -> Iterator[Server]:
+    """With the real model."""
+    with serving(real_model, "--name", "smol", "--max-new-tokens", Server.long) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def guarded_server(real_model: Path) -> Iterator[Server]:
+    """One that asks for a key."""
+    with serving(real_model, "--name", "smol", "--api-key", "secret") as one:
+        one.api_key = "secret"
+        yield one
