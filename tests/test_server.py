@@ -227,6 +227,8 @@ def test_the_end_of_a_server(model: Path) -> None:
         assert server.ask("/v1/models", None, Authorization="Bearer secre")[0] == 401
         long = {"prompt": "abc", "max_tokens": 1500, "ignore_eos": True, "temperature": 0}
         running = pool.submit(server.ask, "/v1/completions", long, **key)
+        while b"urial_requests_active 1.0" not in server.ask("/metrics", **key)[1]:
+            assert not running.done(), running.result()
         statuses = set[int]()
         while not running.done() and 429 not in statuses:
             statuses.add(server.ask("/v1/completions", {"prompt": "a", "max_tokens": 1}, **key)[0])
