@@ -7,7 +7,8 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from tests.command_line import start
+from tests.fixtures import random_weights, tiny_config, write_tokenizer, write_weights
 
 
 @dataclass
@@ -29,12 +31,14 @@ class Server:
     endless = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,"  # the real model counts on
     long = 3000  # tokens of an answer, at most
 
-    def ask(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+    def ask(
+        self, path: str, body: Any = None, *, method: str | None = None, **headers: str
+    ) -> tuple[int, Any]:
         """The status and what stands in the answer, parsed where it is JSON."""
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         own = {"Content-Type": "application/json", **headers}
         try:
-            with urlopen(Request(self.url + path, data, own), timeout=60) as answer:
+            with urlopen(Request(self.url + path, data, own, method=method), timeout=60) as answer:
                 status, text = answer.status, answer.read()
         except HTTPError as error:
             status, text = error.code, error.read()
@@ -71,6 +75,28 @@ def serving(*arguments: object) -> Iterator[Server]:
 
 def tiny_arguments(model: Path) -> tuple[object, ...]:
     return (model, "--name", "tiny", "--threads", 1)
+
+
+def metric(server: Server, name: str) -> float:
+    lines = server.ask("/metrics")[1].decode().splitlines()
+    (value,) = (line.split()[-1] for line in lines if line.rpartition(" ")[0] == name)
+    return float(value)
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def served_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, settings = tmp_path_factory.mktemp("served"), tiny_config(max_position_embeddings=2048)
+    (folder / "config.json").write_text(json.dumps(settings))
+    write_weights(folder, random_weights(settings))
+    write_tokenizer(folder, settings["vocab_size"])
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
 import openai
 import pytest
 from huggingface_hub import InferenceClient
 
-from tests.command_line import cli
-from tests.fixtures import random_weights, tiny_config, write_tokenizer, write_weights
 from tests.serving import Server, serving, tiny_arguments
 from tests.test_readme import README, blocks
 from urial_engine.engine import Engine
@@ -26,23 +22,14 @@ CHAT: list[Any] = [{"role": "user", "content": "why?"}]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, settings = tmp_path_factory.mktemp("served"), tiny_config(max_position_embeddings=2048)
-    (folder / "config.json").write_text(json.dumps(settings))
-    write_weights(folder, random_weights(settings))
-    write_tokenizer(folder, settings["vocab_size"])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(model: Path) -> Iterator[Server]:
-    with serving(*tiny_arguments(model)) as one:
+def server(served_model: Path) -> Iterator[Server]:
+    with serving(*tiny_arguments(served_model)) as one:
         yield one
 
 
 @pytest.fixture(scope="module")
-def engine(model: Path) -> Iterator[Engine]:
-    with Engine(model, threads=1) as one:
+def engine(served_model: Path) -> Iterator[Engine]:
+    with Engine(served_model, threads=1) as one:
         yield one
 
 
@@ -172,16 +159,13 @@ def test_scores_and_shifts(server: Server, engine: Engine) -> None:
 
 def test_prompts_are_pinned_and_let_go(server: Server) -> None:
     path = "/v1/prompts/mine"
-    put = json.dumps({"text": "Be short. " * 20}).encode()
-    with urlopen(
-        Request(server.url + path, put, {"Content-Type": "application/json"}, method="PUT")
-    ) as answer:
-        assert json.loads(answer.read())["models"]["tiny"]["state"] == "pinned"
+    status, found = server.ask(path, {"text": "Be short. " * 20}, method="PUT")
+    assert (status, found["models"]["tiny"]["state"]) == (200, "pinned")
     chat = {"messages": CHAT, "max_tokens": 3, "urial_prompt": "mine"}
     used = server.ask("/v1/chat/completions", chat)[1]["usage"]
     assert used["prompt_tokens_details"]["cached_tokens"] > 50
-    with urlopen(Request(f"{server.url}{path}/pin", method="DELETE")) as answer:
-        assert json.loads(answer.read())["models"]["tiny"]["state"] == "cold"
+    status, found = server.ask(f"{path}/pin", method="DELETE")
+    assert (status, found["models"]["tiny"]["state"]) == (200, "cold")
 
 
 @pytest.mark.parametrize(
@@ -211,6 +195,35 @@ def test_what_is_wrong_is_said(server: Server, path: str, body: Any, status: int
     assert status == 200 or answer["error"]
 
 
+def test_an_empty_text_after_a_prompt(server: Server) -> None:
+    server.ask("/v1/prompts/bare", {"text": "Be short. " * 20}, method="PUT")
+    body = {"prompt": "", "echo": True, "max_tokens": 2, "urial_prompt": "bare", "logprobs": 1}
+    status, found = server.ask("/v1/completions", body)
+    assert status == 200 and len(found["choices"][0]["logprobs"]["tokens"]) == 2
+
+
+def test_streams_lose_nothing_while_prompts_come_and_go(
+    client: openai.OpenAI, server: Server, engine: Engine
+) -> None:
+    """Another thread makes steps too, while it pins."""
+    wanted = texts(engine, PROMPTS, max_tokens=40)
+
+    def ask(prompt: str) -> str:
+        chunks = client.completions.create(
+            model="tiny", prompt=prompt, max_tokens=40, temperature=0, stream=True
+        )
+        return "".join(chunk.choices[0].text for chunk in chunks)
+
+    with ThreadPoolExecutor(24) as pool:
+        asked = [pool.submit(ask, prompt) for prompt in PROMPTS]
+        rounds = 0
+        while not all(one.done() for one in asked) or rounds < 2:
+            server.ask("/v1/prompts/moving", {"text": f"{rounds} " * 90}, method="PUT")
+            server.ask("/v1/prompts/moving/pin", method="DELETE")
+            rounds += 1
+        assert [one.result() for one in asked] == wanted
+
+
 def test_counts_and_health(server: Server) -> None:
     assert server.ask("/health")[0] == server.ask("/ready")[0] == 200
     text = server.ask("/metrics")[1].decode()
@@ -218,34 +231,8 @@ def test_counts_and_health(server: Server) -> None:
         assert name in text
 
 
-def test_the_end_of_a_server(model: Path) -> None:
-    """What runs is finished, in time; a full queue and a missing key are refused before."""
-    key = {"Authorization": "Bearer secret"}
-    limits = ("--api-key", "secret", "--max-queue", 0, "--max-batch", 1)
-    with serving(*tiny_arguments(model), *limits) as server, ThreadPoolExecutor(4) as pool:
-        assert server.ask("/v1/models")[0] == 401 and server.ask("/health")[0] == 200
-        assert server.ask("/v1/models", None, Authorization="Bearer secre")[0] == 401
-        long = {"prompt": "abc", "max_tokens": 1500, "ignore_eos": True, "temperature": 0}
-        running = pool.submit(server.ask, "/v1/completions", long, **key)
-        while b"urial_requests_active 1.0" not in server.ask("/metrics", **key)[1]:
-            assert not running.done(), running.result()
-        statuses = set[int]()
-        while not running.done() and 429 not in statuses:
-            statuses.add(server.ask("/v1/completions", {"prompt": "a", "max_tokens": 1}, **key)[0])
-        assert statuses <= {200, 429} and 429 in statuses
-        assert server.end() == 0
-        status, answer = running.result()
-        assert status == 200 and answer["usage"]["completion_tokens"] == 1500
-
-
 def test_the_page_on_the_server(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = blocks("python", README.parent / "docs" / "server.md")
     code = code.replace("http://127.0.0.1:8000", server.url).replace('"default"', '"tiny"')
     exec(code, {})
     assert capsys.readouterr().out.strip()
-
-
-def test_what_is_not_installed_is_named(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("urial_engine.cli.serve.find_spec", lambda name: None)
-    told = cli("serve", tiny_model(), code=1).stderr
-    assert "serve needs fastapi" in told and "urial-engine[server]" in told

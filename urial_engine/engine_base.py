@@ -170,7 +170,7 @@ class EngineBase:
 
     def token_ids(self, prompt: Prompt, label: str, prefix: Prefix | None = None) -> list[int]:
         """What the model reads: all of it, that of `prefix` (by default the engine's own) too."""
-        return self._after(prefix, label).read(prompt, label, room=1)
+        return self._after(prefix, prompt, label).read(prompt, label, room=1)
 
     def scoring(
         self,
@@ -183,7 +183,7 @@ class EngineBase:
     ) -> Request:
         """A checked request for `run` or `submit`, as `score` makes them."""
         check_top("top_k", top_k, self.backend)
-        ids, start = self._after(prefix, label).read_pair(prompt, continuation, label)
+        ids, start = self._after(prefix, prompt, label).read_pair(prompt, continuation, label)
         return Request(label, ids[:-1], start - 1, scored=Scored(ids[start:], top_k))
 
     def run(
@@ -229,8 +229,8 @@ class EngineBase:
     def _reader_after(self, prefix: str) -> PromptReader:
         return PromptReader(self.tokenizer, prefix, self.config.vocab_size, self.context)
 
-    def _after(self, prefix: Prefix | None, label: str) -> PromptReader:
-        if prefix is not None and prefix.text is None:
+    def _after(self, prefix: Prefix | None, prompt: Prompt, label: str) -> PromptReader:
+        if prefix is not None and prefix.text is None and isinstance(prompt, str):
             raise PromptError(f"{label}: no text continues a prefix of token ids; give ids")
         return prefix.reader if prefix else self._reader
 

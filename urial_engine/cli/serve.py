@@ -59,9 +59,11 @@ def serve(
 ) -> None:
     """Serve models over HTTP until SIGTERM."""
     _check_installed()
+    import asyncio
     from contextlib import ExitStack
     from dataclasses import replace
 
+    from ..prompt import UrialPrompt
     from ..server.run import Options, serve
     from ..server.state import Limits
 
@@ -85,13 +87,11 @@ def serve(
     )
     named = {name or Path(model).name: model, **_pairs("--model", more)}
     given = _prompts(prompts)
-    from ..prompt import UrialPrompt
-
     with ExitStack() as stack:
         own = replace(engine, prefix_dir=None)  # the server itself stores prompts there
         engines = {n: stack.enter_context(own.open(path)) for n, path in named.items()}
         every = {**given, "default": given.get("default") or UrialPrompt.default()}
-        serve(engines, every, list(given), options, _ready)
+        asyncio.run(serve(engines, every, list(given), options, _ready))
 
 
 def _check_installed() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import logging
 import re
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -16,13 +15,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..errors import UrialError
 from . import general, openai, ours, tgi
 from .refusal import Refusal
 from .replies import Json, told
 from .state import State
 
-LOG = logging.getLogger(__name__)
 OPEN = re.compile(r"/|/health|/ready|/playground/.*")  # without a key
+PATIENCE = 16  # times the limit: as much of a body that is too long is read
 TGI = frozenset({"/", "/generate", "/generate_stream", "/info"})
 ABOUT = (
     "Llama and Mistral with constant URIAL prefixes, scores and token shifts. Fields that are ours "
@@ -32,13 +32,19 @@ ABOUT = (
 
 def create_app(state: State, *, key: str | None = None, origins: Sequence[str] = ()) -> ASGIApp:
     """key: what clients must send as a bearer. origins: pages of which may call from a browser."""
-    app = FastAPI(title="urial-engine", version=version("urial-engine"), description=ABOUT)
+    app = FastAPI(
+        title="urial-engine",
+        version=version("urial-engine"),
+        description=ABOUT,
+        docs_url=None,  # pages that would fetch scripts from elsewhere
+        redoc_url=None,
+    )
     for routes in (general.router, openai.router, tgi.router, ours.router):
         app.include_router(routes(state))
     app.include_router(general.page())
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    for kind in (Refusal, Exception):
+    for kind in (Refusal, UrialError, Exception):
         app.add_exception_handler(kind, _failed)
     door = Door(app, state, key)
     if not origins:
@@ -83,25 +89,31 @@ class Door:
             raise Refusal(401, "invalid_api_key", message, headers=headers)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        """All of it. Refusal where it is too long, or too long on its way."""
+        """All of it. Refusal where it is too long, or too long on its way.
+
+        A client reads no answer while it sends, so what is too long is read, and let go of, before
+        that is said; but not without an end.
+        """
         most, seconds = self._state.limits.max_body, self._state.limits.body_seconds
         too_large = Refusal(413, "body_too_large", f"a body has at most {most} bytes here")
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > most:
+        if announced.isdigit() and int(announced) > PATIENCE * most:
             raise too_large
         parts, size = [], 0
         try:
             with anyio.fail_after(seconds):
                 while (message := await receive())["type"] == "http.request":
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > most:
-                        raise too_large
-                    if not message.get("more_body"):
+                    part = message.get("body", b"")
+                    size += len(part)
+                    if size <= most:
+                        parts.append(part)
+                    if not message.get("more_body") or size > PATIENCE * most:
                         break
         except TimeoutError:
             slow = f"the body has not come within {seconds:g} s"
             raise Refusal(408, "body_too_slow", slow) from None
+        if size > most:
+            raise too_large
         return b"".join(parts)
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 
-from .models import CHAT
+from .models import CHAT, beside
 from .openai_forms import Object
 from .refusal import Refusal, bad, busy
 from .replies import Json
 from .schema import DetokenizeBody, TokenizeBody
-from .state import State, beside
+from .state import State
 
 PAGE = Path(__file__).resolve().parents[1] / "data" / "playground"
 # Nothing from elsewhere, and no script or style that stands in the page itself.

@@ -47,14 +47,14 @@ class Metrics:
     def answered(self, path: str, status: int) -> None:
         self._requests.labels(path, str(status)).inc()
 
-    def ended(self, requests: Iterable[Generation]) -> None:
+    def ended(self, requests: Iterable[Generation], *, dropped: bool) -> None:
         """Requests that nothing more is done for, finished or not."""
         for request in requests:
             self._prompt.inc(len(request.ids))
             self._cached.inc(request.cached)
             self._hits.inc(request.cached > 0)
             self._new.inc(sum(len(sample.token_ids) for sample in request.samples))
-            self._dropped.inc(not request.finished)
+            self._dropped.inc(dropped)
             if request.first_token is not None:
                 self._first.observe(request.first_token)
             if request.ended is not None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from ..engine import Engine
 from ..engine_prefix import Prefix
@@ -15,6 +17,8 @@ from ..prompt import NAMED, UrialPrompt
 from .refusal import Refusal, bad
 
 CHAT = "chat"
+OWN_THREAD = 1 << 14  # characters: longer texts are tokenised beside the loop
+T = TypeVar("T")
 MOST_PROMPTS = 16
 Message = Mapping[str, str]
 
@@ -77,7 +81,8 @@ class Models:
                 text = tokenizer.render_chat(messages)
             except TokenizerError as error:
                 raise bad(str(error), "messages") from None
-            return Asked(tokenizer.encode(text, add_special_tokens=False))
+            encode = partial(tokenizer.encode, text, add_special_tokens=False)
+            return Asked(await beside(len(text), encode))
         turns = _turns(messages)
         if form in NAMED:
             return _named(form, turns)
@@ -124,15 +129,22 @@ class Models:
             raise bad(f"there are {MOST_PROMPTS} prompts already; replace one of them", "name")
         if not text:
             raise bad("the text of a prompt is empty", "text")
-        if name in self.prompts and self.prompts[name].text != text:
+        before = self.prompts.get(name)
+        self.prompts[name] = UrialPrompt(text)  # first: whoever pins it from now on pins this one
+        if before is not None and before.text != text:
             for served in self.all.values():
                 await self.unpin(served, name)
-        self.prompts[name] = UrialPrompt(text)
 
     def _known(self, name: str) -> None:
         if name not in self.prompts:
             names = ", ".join((CHAT, *NAMED, *self.prompts))
             raise bad(f"there is no prompt {name!r}; there are {names}", "urial_prompt")
+
+
+async def beside(size: int, work: Callable[[], T]) -> T:
+    """The result of work whose time grows with a text of `size` characters: long ones must not keep
+    the loop from everybody else."""
+    return await asyncio.to_thread(work) if size > OWN_THREAD else work()
 
 
 def _turns(messages: Sequence[Message]) -> list[str]:
@@ -155,9 +167,7 @@ def _named(form: str, turns: list[str]) -> Asked:
     """A form without examples: URIAL's own, or the query as it is."""
     urial = UrialPrompt("")
     if form == "zero-shot":
-        text = urial.render_chat(turns).removeprefix("\n")
-        assert len(turns) > 1 or text == NAMED[form].replace("{query}", turns[0])
-        return Asked(text, urial=urial)
+        return Asked(urial.render_chat(turns).removeprefix("\n"), urial=urial)
     if len(turns) > 1:
         raise PromptError("messages: the form raw has no turns; send one message")
     return Asked(NAMED[form].replace("{query}", turns[0]))

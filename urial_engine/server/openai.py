@@ -16,14 +16,14 @@ from ..sampling import SamplingParams
 from ..scheduler_requests import Generation
 from .answers import FOR_FENCE, FOR_WHOLE, Piece, Token, written
 from .merge import merged
-from .models import Asked, Served
+from .models import Asked, Served, beside
 from .openai_forms import ChatForm, CompletionForm, Form, Object, prompt_logprobs, usage
 from .refusal import Refusal, bad
 from .replies import DONE, event, stream, whole
 from .schema import Asked as Body
 from .schema import ChatBody, CompareWith, CompletionBody
 from .shadow import Shadow
-from .state import State, beside
+from .state import State
 from .worker import Job
 
 PASSED = (
@@ -47,6 +47,7 @@ class Call:
     shadow: Shadow | None
     echo: bool = False
     new_tokens: bool = True  # False: only the prompt is wanted
+    told: int = 0  # tokens of answers so far: what came behind a closing fence is none of them
 
 
 def failed(refusal: Refusal) -> Object:
@@ -176,7 +177,7 @@ async def _whole(state: State, call: Call) -> Object:
             for index in sorted(samples):
                 choice = call.form.choice(samples[index])
                 choices.append({**choice, **_of_prompt(call, place)})
-    total = usage(call.requests, prompt_only=not call.new_tokens)
+    total = usage(call.requests, call.told)
     return {**call.form.head(chunk=False), "choices": choices, "usage": total}
 
 
@@ -195,7 +196,7 @@ async def _events(state: State, call: Call) -> AsyncGenerator[bytes, None]:
                     seen.add(index)
                 yield b"".join(event({**head, "choices": [chunk]}) for chunk in chunks)
     if call.body.usage_in_stream():
-        total = usage(call.requests, prompt_only=not call.new_tokens)
+        total = usage(call.requests, call.told)
         yield event({**head, "choices": [], "usage": total})
     yield DONE
 
@@ -214,6 +215,7 @@ async def _pieces(call: Call, place: int, job: Job) -> AsyncGenerator[list[Piece
                     yield [*own[:-1], replace(own[-1], finish_reason=last)]
                 echoed = True
             if call.new_tokens:
+                call.told += sum(len(piece.tokens) for piece in pieces)
                 yield [replace(piece, index=first + piece.index) for piece in pieces]
 
 
@@ -226,6 +228,8 @@ def _prompt_pieces(call: Call, place: int) -> list[Piece]:
     )
     skip = request.prefix
     ids = request.ids[skip:]
+    if not ids:
+        return [Piece(0, "", [], None, None)]
     known = prompt_logprobs_of(request, tokenizer) or [None] * len(request.ids)
     stream = tokenizer.stream(continues=skip > 0)
     texts = [stream.push(token) for token in ids]

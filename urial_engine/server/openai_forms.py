@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ..outputs import Logprobs
@@ -113,12 +113,10 @@ class CompletionForm:
         return text, own.logprob, top, own.rank, token.id
 
 
-def usage(requests: Iterable[Generation], *, prompt_only: bool = False) -> Object:
-    """Tokens of all prompts and of all that was generated."""
-    each = list(requests)
-    prompt = sum(len(request.ids) for request in each)
-    new = 0 if prompt_only else sum(len(s.token_ids) for r in each for s in r.samples)
-    cached = sum(request.cached for request in each)
+def usage(requests: Sequence[Generation], new: int) -> Object:
+    """Tokens of all prompts, and `new` ones of all answers."""
+    prompt = sum(len(request.ids) for request in requests)
+    cached = sum(request.cached for request in requests)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": new,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -21,12 +22,12 @@ from ..token_shift import sampling, shift_of_answers, side_of, written
 from ..token_shift_plan import SAME, Plan
 from ..token_shift_result import TokenShift
 from .answers import FOR_WHOLE
-from .models import CHAT, Served
+from .models import CHAT, Served, beside
 from .openai_forms import Object
 from .refusal import bad
 from .replies import Json, whole
 from .schema import PinBody, PromptBody, ScoreBody, ShiftBody
-from .state import State, beside
+from .state import State
 
 COLUMNS = (
     *("answer", "position", "token_id", "base_rank", "base_ties", "base_logprob", "base_entropy"),
@@ -138,10 +139,14 @@ async def _shift(state: State, body: ShiftBody) -> Object:
     if body.answers is None:
         answers = await _generated(state, plan, aligned, probes, params, body.deadline)
     else:
-        answers = [plan.given(probe) for probe in probes]
+        size = sum(map(len, [*body.queries, *body.answers]))
+        answers = await beside(size, lambda: [plan.given(probe) for probe in probes])
     if (rows := sum(len(answer.token_ids) for answer in answers)) > MOST_ROWS:
         raise bad(f"answers of {rows} tokens: at most {MOST_ROWS} in one request", "answers")
-    shift = await asyncio.to_thread(shift_of_answers, plan, base.engine, aligned.engine, answers)
+    admitted = body.answers is None  # with the requests that made them
+    with state.worker.room_for(aligned.engine, len(answers), admitted=admitted):
+        read = partial(shift_of_answers, plan, base.engine, aligned.engine, answers)
+        shift = await asyncio.to_thread(read)
     return _shift_json(shift)
 
 
@@ -153,7 +158,8 @@ async def _generated(
     params: SamplingParams,
     seconds: float | None,
 ) -> list[Answer]:
-    asked = [plan.ask(probe) for probe in probes]
+    size = sum(len(probe.query) for probe in probes)
+    asked = await beside(size, lambda: [plan.ask(probe) for probe in probes])
     requests = [
         aligned.engine.generation(one.first, sampling(plan, one, params), one.probe.where)
         for one in asked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..errors import CapacityError, DeviceError, NumericsError, UrialError
+from ..errors import DeviceError, NumericsError, UrialError
 
 UNEXPECTED = "something failed inside; the server's log says what"
 
@@ -42,6 +42,6 @@ def refusal_of(error: BaseException) -> Refusal:
         return error
     if isinstance(error, (NumericsError, DeviceError)):
         return Refusal(500, "server_error", str(error))
-    if isinstance(error, (UrialError, CapacityError)):
+    if isinstance(error, UrialError):
         return bad(str(error))
     return Refusal(500, "server_error", UNEXPECTED)

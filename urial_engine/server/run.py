@@ -41,7 +41,7 @@ class Options:
 Ready = Callable[[str], None]  # is told the address
 
 
-def serve(
+async def serve(
     engines: Mapping[str, Engine],
     prompts: Mapping[str, UrialPrompt],
     pinned: Sequence[str],
@@ -51,20 +51,13 @@ def serve(
     """Until SIGTERM or Ctrl-C. `pinned`: the prompts that are computed before anything is served;
     so is the one that chat reads on a model without a template."""
     sys.setswitchinterval(SWITCH)
-    asyncio.run(_serve(engines, prompts, pinned, options, ready))
-
-
-async def _serve(
-    engines: Mapping[str, Engine],
-    prompts: Mapping[str, UrialPrompt],
-    pinned: Sequence[str],
-    options: Options,
-    ready: Ready,
-) -> None:
+    if options.log_prompts:
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger(__package__).setLevel(logging.INFO)
     served = [Served(name, engine) for name, engine in engines.items()]
     models = Models(served, prompts, options.prefix_dir)
     room = options.max_queue + sum(engine.max_batch for engine in engines.values())
-    worker = Worker(list(engines.values()), room)
+    worker = Worker(room)
     metrics = Metrics()
     metrics.watch(lambda: {one.name: one.engine.load for one in served}, lambda: worker.active)
     state = State(models, worker, options.limits, metrics, options.log_prompts)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 from ..sampling import SamplingParams
 from ..scheduler_requests import Generation
@@ -18,8 +16,6 @@ from .refusal import bad
 from .worker import Job, Worker
 
 LOG = logging.getLogger(__name__)
-OWN_THREAD = 1 << 14  # characters: longer texts are tokenised beside the loop
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +86,9 @@ class State:
     ) -> Iterator[list[Job]]:
         """As `Worker.begin`, and counted."""
         with self.worker.begin(served.engine, requests, deadline, every=every) as jobs:
+            dropped = True
             try:
                 yield jobs
+                dropped = False
             finally:
-                self.metrics.ended(requests)
-
-
-async def beside(size: int, work: Callable[[], T]) -> T:
-    """The result of work whose time grows with a text of `size` characters: long ones must not keep
-    the loop from everybody else."""
-    return await asyncio.to_thread(work) if size > OWN_THREAD else work()
+                self.metrics.ended(requests, dropped=dropped)

@@ -19,12 +19,12 @@ from ..engine_outputs import prompt_logprobs_of
 from ..sampling import SamplingParams
 from ..scheduler_requests import Generation
 from .answers import FOR_WHOLE, Piece, Token, written
-from .models import Served
+from .models import Served, beside
 from .openai_forms import Object
 from .refusal import Refusal, bad
 from .replies import event, stream, whole
 from .schema import TgiBody, TgiParameters
-from .state import State, beside
+from .state import State
 
 STATUS = {400: 422, 504: 424, 500: 424}  # by ours; the others are the same
 KINDS = {422: "validation", 429: "overloaded", 424: "generation", 503: "overloaded"}
@@ -124,7 +124,7 @@ def _params(given: TgiParameters, best_of: int) -> SamplingParams:
         temperature=(given.temperature or 1.0) if sampled else 0.0,
         top_k=given.top_k or 0,
         top_p=1.0 if given.top_p is None else given.top_p,
-        repetition_penalty=given.repetition_penalty or 1.0,
+        repetition_penalty=1.0 if given.repetition_penalty is None else given.repetition_penalty,
         repetition_penalty_scope=given.repetition_penalty_scope or "all",
         frequency_penalty=given.frequency_penalty or 0.0,
         max_tokens=given.max_new_tokens,

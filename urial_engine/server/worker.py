@@ -11,13 +11,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import anyio
 
 from ..engine import Engine
-from ..errors import UrialError
+from ..errors import DeviceError, UrialError
 from ..outputs import StreamEvent
 from ..scheduler_requests import Generation, Request
 from .refusal import Refusal, busy
@@ -61,8 +61,7 @@ class Job:
         """Until it is finished. Its error is raised here, and where events are waited for."""
         await self._wait(lambda: False)
 
-    async def _wait(self, enough: object) -> None:
-        assert callable(enough)
+    async def _wait(self, enough: Callable[[], bool]) -> None:
         left = None if self.deadline is None else max(self.deadline - time.monotonic(), 0)
         try:
             with anyio.fail_after(left):
@@ -82,11 +81,10 @@ class Worker:
     room: how many requests may be in it at a time, those that run included.
     """
 
-    def __init__(self, engines: Sequence[Engine], room: int) -> None:
+    def __init__(self, room: int) -> None:
         self.room = room
         self.draining = False
         self.failed: set[Engine] = set()  # with which no step can be made any more
-        self._engines = engines
         self._inbox: deque[Job] = deque()
         self._jobs: list[Job] = []  # of the thread
         self._active = 0  # of the loop
@@ -121,24 +119,32 @@ class Worker:
         Refusal where there is no room for them, now or ever; `admitted`: they are a part of what
         found room already.
         """
-        if not admitted:
-            self._admit(engine, len(requests))
         jobs = [Job(engine, request, deadline, every) for request in requests]
-        self._active += len(jobs)
+        with self.room_for(engine, len(requests), admitted=admitted):
+            self._inbox += jobs
+            self._wake.set()
+            try:
+                yield jobs
+            finally:
+                for job in reversed(jobs):  # in the queue's order, where each is then the first
+                    if not job.finished:
+                        engine.cancel(job.request)
+                self._wake.set()
+
+    @contextmanager
+    def room_for(self, engine: Engine, count: int, *, admitted: bool = False) -> Iterator[None]:
+        """For so much work, which counts as active meanwhile. Refusal as `begin` says."""
+        if not admitted:
+            self._admit(engine, count)
+        self._active += count
         self._idle.clear()
-        self._inbox += jobs
-        self._wake.set()
         try:
-            yield jobs
+            yield
         finally:
-            for job in reversed(jobs):  # in the order of the queue, where each is then the first
-                if not job.finished:
-                    engine.cancel(job.request)
-            self._active -= len(jobs)
-            self._finished += [time.monotonic()] * len(jobs)
+            self._active -= count
+            self._finished += [time.monotonic()] * count
             if not self._active:
                 self._idle.set()
-            self._wake.set()
 
     async def drain(self, seconds: float) -> bool:
         """Take nothing new; until all is finished, but no longer than that. Whether it is."""
@@ -190,11 +196,9 @@ class Worker:
             if not self._jobs:
                 self._wake.wait()
         self._take()
-        for job in self._jobs:
-            job.engine.cancel(job.request)
-            job.request.error = job.request.error or UrialError("the server has ended")
-            job.request.finished = True
-        self._hand_over()
+        ended = busy(503, "draining", "the server has ended", 5)
+        told: list[Told] = [(job, [], True, ended) for job in self._jobs]
+        self._loop.call_soon_threadsafe(_hear_all, told)
 
     def _take(self) -> None:
         while self._inbox:
@@ -211,10 +215,10 @@ class Worker:
             engine.step()
         except Exception as error:
             LOG.exception("a step failed, and with it all requests of its model")
-            told = error if isinstance(error, UrialError) else UrialError("a step failed")
             own = [job.request for job in self._jobs if job.engine is engine]
+            own = [request for request in own if not request.finished]
             for request in own:
-                request.error = told
+                request.error = DeviceError(f"a step of the model failed: {error}")
                 engine.cancel(request)
             try:
                 engine.step()  # which lets go of them
@@ -224,21 +228,25 @@ class Worker:
                     request.finish()
 
     def _hand_over(self) -> None:
-        told = []
+        told: list[Told] = []
+        left = []
         for job in self._jobs:
             request, events = job.request, list[StreamEvent]()
+            # Looked at once, and first: another thread's step (a prefix that is pinned) may finish
+            # it at any time, and what it brought until then would be left behind.
+            finished = request.finished
             queue = request.events if isinstance(request, Generation) else None
-            if queue and (request.finished or len(queue) >= job.every):
-                events = list(queue)
-                queue.clear()
-            if events or request.finished:
-                told.append((job, events, request.finished, request.error))
+            while queue and (finished or events or len(queue) >= job.every):
+                events.append(queue.popleft())
+            if events or finished:
+                told.append((job, events, finished, request.error if finished else None))
+            left += [] if finished else [job]
+        self._jobs = left
         if told:
-            self._jobs = [job for job in self._jobs if not job.request.finished]
             self._loop.call_soon_threadsafe(_hear_all, told)
 
 
-Told = tuple[Job, list[StreamEvent], bool, UrialError | None]
+Told = tuple[Job, list[StreamEvent], bool, BaseException | None]
 
 
 def _hear_all(told: list[Told]) -> None:

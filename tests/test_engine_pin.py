@@ -1,0 +1,85 @@
+"""Prefixes beside the engine's own: pinned, continued, restored, let go."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures import TinyModel
+from urial_engine.engine import Engine
+from urial_engine.errors import CapacityError, PromptError
+from urial_engine.sampling import SamplingParams
+
+TEXT = "A constant beginning. " * 9
+PARAMS = SamplingParams(max_tokens=12)
+
+
+def pinned_blocks(engine: Engine) -> int:
+    return sum(len(s.blocks) for s in engine._scheduler._cache.segments() if s.pinned)
+
+
+def test_what_continues_it_is_as_the_whole_text(tiny_model: TinyModel, tmp_path: Path) -> None:
+    model = tiny_model()
+    with Engine(model) as engine:
+        wanted = engine.generate(TEXT + "Why?", PARAMS)[0].outputs[0]
+    for source in ("computed", "restored"):
+        with Engine(model) as engine:
+            prefix = engine.pin(TEXT, tmp_path / "kept")
+            assert prefix.info["prefix_source"] == source
+            request = engine.generation("Why?", PARAMS, "it", prefix=prefix)
+            engine.submit(request)
+            while engine.step():
+                pass
+            assert request.samples[0].output() == wanted
+            assert request.cached == len(request.ids) - 4 == len(prefix.ids) == request.prefix
+
+
+def test_it_stays_until_it_is_let_go(tiny_model: TinyModel) -> None:
+    with Engine(tiny_model(), kv_cache_gib=0.0015) as engine:
+        whole = engine.load
+        first, second = engine.pin(TEXT), engine.pin([5] * 70)
+        held = engine.load.blocks - engine.load.available
+        assert held == pinned_blocks(engine) == -(-len(first.ids) // 64) + 2
+        for i in range(30):
+            engine.generate(f"{i} " * 60, PARAMS)
+        assert engine.generate([[*first.ids, 7]], PARAMS)[0].metrics.cached_tokens == len(first.ids)
+        assert engine.generate([[5] * 70 + [7]], PARAMS)[0].metrics.cached_tokens == 70
+        engine.unpin(first)
+        engine.unpin(second)
+        assert pinned_blocks(engine) == 0 and engine.load == whole
+
+
+def test_while_others_run(tiny_model: TinyModel) -> None:
+    """Threads that pin, and one that generates, make steps for each other."""
+    with Engine(tiny_model()) as engine:
+        prompts = [f"text {i}" for i in range(8)]
+        wanted = [out.outputs for out in engine.generate(prompts, PARAMS)]
+        done = threading.Event()
+
+        def pin_and_unpin() -> None:
+            while not done.is_set():
+                engine.unpin(engine.pin(TEXT))
+
+        thread = threading.Thread(target=pin_and_unpin)
+        thread.start()
+        try:
+            for _ in range(10):
+                assert [out.outputs for out in engine.generate(prompts, PARAMS)] == wanted
+        finally:
+            done.set()
+            thread.join()
+        assert pinned_blocks(engine) == 0
+
+
+def test_what_cannot_be_is_refused(tiny_model: TinyModel) -> None:
+    with Engine(tiny_model(), kv_cache_gib=0.0003) as engine:
+        with pytest.raises(CapacityError, match=r"needs .* cache blocks and a prompt at least one"):
+            engine.pin([5] * 500)
+        prefix = engine.pin([5, 6, 7])
+        with pytest.raises(PromptError, match="no text continues a prefix of token ids"):
+            engine.generation("a", PARAMS, "it", prefix=prefix)
+        assert engine.generation([5, 6, 7, 8], PARAMS, "it", prefix=prefix).prefix == 3
+        with pytest.raises(PromptError, match="entry 0 is 999"):
+            engine.pin([999])

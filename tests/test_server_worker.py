@@ -1,0 +1,97 @@
+"""What the worker hands over, at the moments that are hard to meet from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from tests.fixtures import TinyModel
+from urial_engine.engine import Engine
+from urial_engine.sampling import SamplingParams
+from urial_engine.server.refusal import Refusal, refusal_of
+from urial_engine.server.worker import Job, Worker
+
+
+def generation(engine: Engine, count: int = 3) -> Any:
+    params = SamplingParams(max_tokens=count, ignore_eos=True)
+    return engine.generation("abc", params, "it", stream=True)
+
+
+def test_a_request_that_ends_while_it_is_looked_at_loses_nothing(tiny_model: TinyModel) -> None:
+    """As where a prefix is pinned: another thread's step finishes it."""
+
+    async def hear(engine: Engine) -> int:
+        worker, request = Worker(4), generation(engine)
+        engine.run([request])
+        looks = iter([False])
+        kind = type(request)
+        request.__class__ = type(
+            "Ending", (kind,), {"finished": property(lambda self: next(looks, True))}
+        )
+        job = Job(engine, request, None, every=1 << 30)
+        worker._jobs = [job]
+        for _ in range(3):
+            worker._hand_over()
+        heard = [event async for events in job.events() for event in events]
+        await worker.close()
+        return len(heard)
+
+    with Engine(tiny_model(), threads=1) as engine:
+        assert asyncio.run(hear(engine)) == 3
+
+
+def test_a_model_that_fails_ends_its_requests_alone(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ask(worker: Worker, engine: Engine) -> BaseException | None:
+        try:
+            with worker.begin(engine, [generation(engine)]) as (job,):
+                await job.done()
+        except Exception as error:
+            return error
+        return None
+
+    async def both(bad: Engine, good: Engine) -> tuple[Any, Any, Any, set[Engine]]:
+        worker = Worker(4)
+        monkeypatch.setattr(bad, "step", lambda: 1 / 0)
+        first, other = await asyncio.gather(ask(worker, bad), ask(worker, good))
+        again = await ask(worker, bad)
+        await worker.close()
+        return first, other, again, worker.failed
+
+    with Engine(tiny_model(), threads=1) as bad, Engine(tiny_model(), threads=1) as good:
+        first, other, again, failed = asyncio.run(both(bad, good))
+        assert refusal_of(first).status == refusal_of(again).status == 500
+        assert other is None and failed == {bad}
+
+
+def test_deadlines_full_queues_and_the_end(tiny_model: TinyModel) -> None:
+    async def refused(worker: Worker, engine: Engine, *lengths: int, **how: Any) -> int:
+        requests = [generation(engine, length) for length in lengths]
+        try:
+            with worker.begin(engine, requests, how.get("deadline")) as (job, *_):
+                if "meanwhile" in how:
+                    await how["meanwhile"]()
+                await job.done()
+        except Refusal as refusal:
+            return refusal.status
+        return 200
+
+    async def statuses(engine: Engine) -> list[int]:
+        worker, found = Worker(1), list[int]()
+
+        async def one_more() -> None:
+            found.append(await refused(worker, engine, 3))
+
+        late = time.monotonic() - 1
+        found.append(await refused(worker, engine, 400, deadline=late, meanwhile=one_more))
+        found.append(await refused(worker, engine, 3, 3))
+        found.append(await refused(worker, engine, 3))
+        found.append(await refused(worker, engine, 400, meanwhile=worker.close))
+        return found
+
+    with Engine(tiny_model(), threads=1) as engine:
+        assert asyncio.run(statuses(engine)) == [429, 504, 400, 200, 503]
