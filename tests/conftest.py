@@ -19,6 +19,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run Triton's kernels and the CUDA backend on this machine's GPU, not interpreted",
     )
     parser.addoption(
+        "--soak",
+        action="store_true",
+        help="load and fuzz a server for minutes, and assert its throughput (`make soak`)",
+    )
+    parser.addoption(
         "--measured",
         type=Path,
         metavar="FILE",

@@ -22,10 +22,11 @@ Open = Callable[..., UrialLM]
 
 
 @pytest.fixture
-def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
+def evaluate(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
     """evaluate(model, model_args, ...) -> the harness's results on our tasks, offline."""
     monkeypatch.chdir(ROOT)  # where the tasks' files are looked for
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    kept = tmp_path_factory.getbasetemp() / "datasets"  # what takes time is done once a session
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", kept)
     manager = TaskManager(include_path=str(FOLDER), include_defaults=False)
 
     def run(model: Any, model_args: Any = None, **more: Any) -> dict[str, Any]:

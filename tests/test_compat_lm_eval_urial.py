@@ -149,7 +149,8 @@ def test_prepared_requests_are_told_apart(
     model, prompt = tiny_model(), write_prefix(tmp_path)
     plain, urial = open_lm(model), open_lm(model, prompt=str(prompt))
     assert plain.tokenizer_name != urial.tokenizer_name and "/" not in urial.tokenizer_name
-    assert urial.chat_template(True) == prompt.read_text() + UrialPrompt("").render("{query}")
+    form = UrialPrompt.load(prompt)
+    assert urial.chat_template(True) == form.text + form.render("{query}")
 
 
 def test_the_page_runs(

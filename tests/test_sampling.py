@@ -148,6 +148,12 @@ def test_nothing_is_held_back_that_cannot_become_a_stop_string() -> None:
 # One sample
 
 
+def test_a_stop_string_may_be_long() -> None:
+    """All that it begins with would be a terabyte."""
+    matcher = StopMatcher(("x" * 2_000_000,), include=False)
+    assert [matcher.push(piece) for piece in ("yx", "xx", "y")] == ["y", "", "xxxy"]
+
+
 def sample(params: SamplingParams, prompt: list[int], **fields: Any) -> Sample:
     settings: dict[str, Any] = {
         "prefix": 0,

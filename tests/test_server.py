@@ -13,7 +13,6 @@ import pytest
 from huggingface_hub import InferenceClient
 
 from tests.serving import Server, serving, tiny_arguments
-from tests.test_readme import README, blocks
 from urial_engine.engine import Engine
 from urial_engine.sampling import SamplingParams
 
@@ -157,6 +156,19 @@ def test_scores_and_shifts(server: Server, engine: Engine) -> None:
     assert status == 200 and len(shift["rows"]["base_rank"]) == 14 == shift["summary"]["tokens"]
 
 
+def test_a_prompt_that_cannot_be_pinned_changes_nothing(server: Server) -> None:
+    def names() -> list[str]:
+        return [prompt["name"] for prompt in server.ask("/v1/prompts")[1]["prompts"]]
+
+    server.ask("/v1/prompts/good", {"text": "Be short. " * 20}, method="PUT")
+    before, long = names(), {"text": "far too long " * 2000}
+    for name in ("good", "new"):
+        assert server.ask(f"/v1/prompts/{name}", long, method="PUT")[0] == 400
+    assert names() == before
+    chat = {"messages": CHAT, "max_tokens": 3, "urial_prompt": "good"}
+    assert server.ask("/v1/chat/completions", chat)[0] == 200
+
+
 def test_prompts_are_pinned_and_let_go(server: Server) -> None:
     path = "/v1/prompts/mine"
     status, found = server.ask(path, {"text": "Be short. " * 20}, method="PUT")
@@ -186,6 +198,8 @@ def test_prompts_are_pinned_and_let_go(server: Server) -> None:
         ("/v1/chat/completions", {"messages": CHAT, "urial_prompt": "none"}, 400),
         ("/v1/chat/completions", {"messages": CHAT, "tools": [{}]}, 400),
         ("/generate", {"inputs": "a", "parameters": {"typical_p": 0.5}}, 422),
+        ("/detokenize", {"tokens": [1, 999_999]}, 400),
+        ("/v1/score", {"prompt": [], "continuation": []}, 400),
         ("/nothing", {}, 404),
     ],
 )
@@ -229,10 +243,3 @@ def test_counts_and_health(server: Server) -> None:
     text = server.ask("/metrics")[1].decode()
     for name in ("urial_generated_tokens_total", "urial_sequences_waiting", "urial_first_token"):
         assert name in text
-
-
-def test_the_page_on_the_server(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = blocks("python", README.parent / "docs" / "server.md")
-    code = code.replace("http://127.0.0.1:8000", server.url).replace('"default"', '"tiny"')
-    exec(code, {})
-    assert capsys.readouterr().out.strip()

@@ -99,6 +99,25 @@ def test_a_killed_server_has_its_prompts_again(served_model: Path, tmp_path: Pat
     assert sources == [["computed", "restored"], ["restored"] * 2]
     texts = {one["choices"][0]["message"]["content"] for one in answers}
     assert len(texts) == 1
-    with serving(*tiny_arguments(served_model), "--deadline", 0.05) as server:
+    limits = ("--deadline", 0.05, "--max-new-tokens", 1990)
+    with serving(*tiny_arguments(served_model), *limits) as server:
         slow = {"prompt": "a", "max_tokens": 1900, "ignore_eos": True}
         assert server.ask("/v1/completions", slow)[0] == 504
+
+
+def test_listening_to_the_world_without_a_key_is_told(served_model: Path) -> None:
+    with serving(*tiny_arguments(served_model), "--host", "0.0.0.0") as server:
+        assert "--host 0.0.0.0 without --api-key" in server.log[0]
+    with serving(*tiny_arguments(served_model), "--host", "::1") as server:
+        assert len(server.log) == 1
+
+
+def test_what_a_client_does_not_say_fits_the_limits(served_model: Path) -> None:
+    with serving(*tiny_arguments(served_model), "--max-new-tokens", 5) as server:
+        status, answer = server.ask("/generate", {"inputs": "a"})
+        assert (status, answer["details"]["generated_tokens"]) == (200, 5)
+        assert (
+            server.ask("/generate", {"inputs": "a", "parameters": {"max_new_tokens": 6}})[0] == 422
+        )
+        status, shift = server.ask("/v1/token_shift", {"queries": ["a"]})
+        assert (status, shift["summary"]["tokens"]) == (200, 5)

@@ -15,6 +15,8 @@ from tests.fixtures import TinyModel
 from urial_engine import Engine, SamplingParams, token_shift
 from urial_engine.errors import NumericsError, ParameterError, PromptError
 from urial_engine.shift_data import ARRAYS
+from urial_engine.token_shift import _probes, shift_of_answers, side_of
+from urial_engine.token_shift_plan import Plan
 from urial_engine.token_shift_result import CLASSES, TokenShift
 
 BASE, ALIGNED = "Q: {query}\nA:", "<|user|> {query} <|assistant|>"
@@ -31,6 +33,26 @@ def pair(request: pytest.FixtureRequest, tiny_model: TinyModel) -> Iterator[tupl
     )
     with base, aligned:
         yield base, aligned
+
+
+def test_what_reads_them_can_be_told_to_end(pair: tuple[Engine, Engine]) -> None:
+    """As a server does where a client has left."""
+    plan = Plan.make(
+        *(side_of(n, e, "raw") for n, e in zip(("base", "aligned"), pair, strict=True)), 0
+    )
+    answers = [plan.given(probe) for probe in _probes(QUERIES, [[70] * 6] * 3)]
+    told: list[int] = []
+
+    def go_on() -> None:
+        told.append(1)
+        if len(told) == 2:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        shift_of_answers(plan, *pair, answers, rows=6, before_each=go_on)
+    whole = shift_of_answers(plan, *pair, answers)
+    parted = shift_of_answers(plan, *pair, answers, rows=6)
+    assert len(told) == 2 and whole.base_logprob.tolist() == parted.base_logprob.tolist()
 
 
 def log_softmax(z: np.ndarray) -> np.ndarray:

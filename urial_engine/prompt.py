@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,14 +57,18 @@ class UrialPrompt:
         return self.render_chat([query])
 
     def render_chat(self, turns: Sequence[str]) -> str:
-        """What follows the prefix in a conversation: query, answer, query, …, and last a query."""
+        """What follows the prefix in a conversation: query, answer, query, …, and last a query.
+
+        It begins with a line's end; without one where the prefix is empty: `NAMED["zero-shot"]`.
+        """
         if isinstance(turns, str) or len(turns) % 2 == 0:
             raise PromptError(
                 f"a chat is a list of query, answer, …, query (an odd number), not {turns!r}"
             )
         roles = ("Query", "Answer")
         blocks = (f"\n# {roles[i % 2]}:\n{FENCE}\n{t}\n{FENCE}\n" for i, t in enumerate(turns))
-        return "".join(blocks) + f"\n# Answer:\n{FENCE}\n"
+        text = "".join(blocks) + f"\n# Answer:\n{FENCE}\n"
+        return text if self.text else text.removeprefix("\n")
 
     def clean(self, answer: str) -> str:
         """The answer alone: up to its closing fence or a stop string, its own code blocks kept.
@@ -92,7 +97,7 @@ class UrialPrompt:
         """Where the answer ends, and whether by a mark. Of one that is not `whole`, where it ends
         or may turn out to end."""
         inside = False
-        marks = list(self._marks().finditer(answer))
+        marks = list(_marks(self.stop).finditer(answer))
         for number, mark in enumerate(marks):
             later = any(_bare(m) for m in marks[number + 1 :])
             if inside:
@@ -109,15 +114,17 @@ class UrialPrompt:
                     return mark.start(), known
         return len(answer), False
 
-    def _marks(self) -> re.Pattern[str]:
-        """Fences (a language may follow, never a backtick) and stop strings that start a line."""
-        stops = "".join(f"|{re.escape(stop)}" for stop in self.stop)
-        return re.compile(rf"^(?:{FENCE}(?P<info>[^`\n]*)${stops})", re.MULTILINE)
-
     def _text_follows(self, answer: str, end: int) -> bool:
         """Whether the very next line holds text that goes on with the answer."""
         line = answer[end + 1 :].split("\n", 1)[0]
         return bool(line.strip()) and not line.startswith(self.stop)
+
+
+@lru_cache
+def _marks(stop: tuple[str, ...]) -> re.Pattern[str]:
+    """Fences (a language may follow, never a backtick) and stop strings that start a line."""
+    stops = "".join(f"|{re.escape(one)}" for one in stop)
+    return re.compile(rf"^(?:{FENCE}(?P<info>[^`\n]*)${stops})", re.MULTILINE)
 
 
 def _bare(mark: re.Match[str]) -> bool:

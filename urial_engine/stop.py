@@ -14,9 +14,7 @@ class StopMatcher:
         self.matched: str | None = None
         self._stops = stops
         self._include = include  # the stop string itself belongs to the text
-        # What could still become a stop string, the longest first.
-        openings = {stop[:length] for stop in stops for length in range(1, len(stop))}
-        self._openings = tuple(sorted(openings, key=len, reverse=True))
+        self._longest = max(map(len, stops), default=1)
         self._held = ""
 
     def push(self, piece: str) -> str:
@@ -29,8 +27,20 @@ class StopMatcher:
             end, negative_length, self.matched = min(found)
             self._held = ""
             return text[:end] if self._include else text[: end + negative_length]
-        self._held = next(filter(text.endswith, self._openings), "")
+        self._held = self._opening(text)
         return text.removesuffix(self._held)
+
+    def _opening(self, text: str) -> str:
+        """The longest end of the text that could still become a stop string.
+
+        It is looked for in the text: all that a stop string begins with would be as much memory as
+        the square of its length.
+        """
+        for start in range(max(len(text) - self._longest + 1, 0), len(text)):
+            end = text[start:]
+            if any(stop.startswith(end) for stop in self._stops):
+                return end
+        return ""
 
     def flush(self) -> str:
         """What is still held back, when the text ends without a match."""

@@ -25,7 +25,7 @@ from .prompt import UrialPrompt
 from .sampling import SamplingParams
 from .shift_data import Answer
 from .sources import Probe, Skipped
-from .token_shift_measure import Compare, groups, join, measure, read_aligned
+from .token_shift_measure import ROWS, Compare, groups, join, measure, read_aligned
 from .token_shift_plan import Asked, Plan, Side, named_prompts, pieces_of
 from .token_shift_result import TokenShift
 
@@ -91,15 +91,23 @@ def shift_of(
 
 
 def shift_of_answers(
-    plan: Plan, base: Engine, aligned: Engine, answers: Sequence[Answer]
+    plan: Plan,
+    base: Engine,
+    aligned: Engine,
+    answers: Sequence[Answer],
+    *,
+    rows: int = ROWS,
+    before_each: Callable[[], None] = lambda: None,
 ) -> TokenShift:
-    """Both engines read the answers in their contexts."""
+    """Both engines read the answers in their contexts, as many at a time as have `rows` tokens;
+    what `before_each` of these groups raises ends it."""
     with ExitStack() as stack:
         compare = heads_in_memory(plan, base, aligned, stack)
-        parts = [
-            measure(plan, base, compare, group, read_aligned(plan, aligned, group))
-            for group in [*groups(answers)] or [[]]
-        ]
+        parts = []
+        for group in [*groups(answers, rows)] or [[]]:
+            before_each()
+            of_aligned = read_aligned(plan, aligned, group)
+            parts.append(measure(plan, base, compare, group, of_aligned))
     return TokenShift.of(join(parts))
 
 

@@ -40,12 +40,12 @@ ANSWERS = 32  # in a group: what is lost at most where a run is killed
 Compare = Callable[[F32, I32, int, F32], HeadComparison]
 
 
-def groups(answers: Sequence[Answer]) -> Iterator[list[Answer]]:
-    """Neighbours, as many as one group holds."""
+def groups(answers: Sequence[Answer], rows: int = ROWS) -> Iterator[list[Answer]]:
+    """Neighbours, as many as one group of `rows` tokens holds."""
     group: list[Answer] = []
     for answer in answers:
         tokens = sum(len(a.token_ids) for a in group) + len(answer.token_ids)
-        if group and (len(group) == ANSWERS or tokens > ROWS):
+        if group and (len(group) == ANSWERS or tokens > rows):
             yield group
             group = []
         group.append(answer)

@@ -59,14 +59,16 @@ def serve(
 ) -> None:
     """Serve models over HTTP until SIGTERM."""
     _check_installed()
-    import asyncio
     from contextlib import ExitStack
     from dataclasses import replace
+
+    import uvloop
 
     from ..prompt import UrialPrompt
     from ..server.run import Options, serve
     from ..server.state import Limits
 
+    _warn_of_the_world(host, api_key)
     limits = Limits(
         max_body=int(max_body_mib * MIB),
         max_new_tokens=max_new_tokens,
@@ -91,7 +93,7 @@ def serve(
         own = replace(engine, prefix_dir=None)  # the server itself stores prompts there
         engines = {n: stack.enter_context(own.open(path)) for n, path in named.items()}
         every = {**given, "default": given.get("default") or UrialPrompt.default()}
-        asyncio.run(serve(engines, every, list(given), options, _ready))
+        uvloop.run(serve(engines, every, list(given), options, _ready))
 
 
 def _check_installed() -> None:
@@ -100,6 +102,17 @@ def _check_installed() -> None:
         raise ParameterError(
             f"serve needs {', '.join(lacking)}: pip install 'urial-engine[server]'"
         )
+
+
+def _warn_of_the_world(host: str, key: str | None) -> None:
+    import ipaddress
+
+    try:
+        alone = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        alone = host == "localhost"
+    if not alone and not key:
+        note(f"--host {host} without --api-key: whoever reaches this machine may use the models")
 
 
 def _ready(address: str) -> None:

@@ -37,10 +37,7 @@ def conversation(
         return Conversation(lambda turns: _chat(turns, tokenizer))
     ask, bare = prompt_form(spec, tokenizer), UrialPrompt("")
     if spec == "zero-shot":
-        # URIAL's form begins with the line end that follows a prefix; here nothing stands before.
-        return Conversation(
-            lambda turns: bare.render_chat(turns).removeprefix("\n"), bare.clean, bare.stop
-        )
+        return Conversation(bare.render_chat, bare.clean, bare.stop)
     if several:
         raise ParameterError(
             f"--prompt {spec} has no form for a second turn; use a URIAL prompt, zero-shot or chat"

@@ -21,6 +21,7 @@ from ..shift_data import ShiftData
 from .page_data import columns, core, parts
 
 SOURCES = Path(__file__).parents[1] / "data" / "page"
+STYLES = ("../look.css", "page.css")
 SCRIPTS = ("tools.js", "summary.js", "page.js")
 
 
@@ -41,7 +42,7 @@ def write_page(
     if top_k < 1:
         raise ParameterError(f"top_k = {top_k} must be at least 1")
     kept = columns(data, top_k)
-    style, script = _source("page.css"), "".join(map(_source, SCRIPTS))
+    style, script = ("".join(map(_source, names)) for names in (STYLES, SCRIPTS))
     values = {
         "title": escape(title),
         "about": "".join(

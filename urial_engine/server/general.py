@@ -14,7 +14,7 @@ from .replies import Json
 from .schema import DetokenizeBody, TokenizeBody
 from .state import State
 
-PAGE = Path(__file__).resolve().parents[1] / "data" / "playground"
+DATA = Path(__file__).resolve().parents[1] / "data"
 # Nothing from elsewhere, and no script or style that stands in the page itself.
 POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -37,8 +37,11 @@ def router(state: State) -> APIRouter:
 
     @api.post("/detokenize")
     async def detokenize(body: DetokenizeBody) -> Response:
-        tokenizer = state.models.get(body.model).engine.tokenizer
-        return Json({"prompt": tokenizer.decode(body.tokens, skip_special_tokens=False)})
+        engine = state.models.get(body.model).engine
+        size = engine.config.vocab_size
+        if outside := [token for token in body.tokens if token >= size]:
+            raise bad(f"tokens: {outside[0]}: the vocabulary has {size} tokens", "tokens")
+        return Json({"prompt": engine.tokenizer.decode(body.tokens, skip_special_tokens=False)})
 
     @api.get("/health")
     async def health() -> Response:
@@ -62,7 +65,8 @@ def router(state: State) -> APIRouter:
 def page() -> APIRouter:
     """Its files by their names: nothing else can be asked for."""
     api = APIRouter(include_in_schema=False)
-    files = {file.name: file for file in sorted(PAGE.iterdir()) if file.is_file()}
+    every = (DATA / "look.css", *sorted((DATA / "playground").iterdir()))
+    files = {file.name: file for file in every if file.is_file()}
     headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
 
     @api.get("/")

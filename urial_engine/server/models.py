@@ -59,6 +59,7 @@ class Models:
         self.main = served[0]
         self.prompts = dict(prompts)
         self._prefix_dir = prefix_dir
+        self._putting = asyncio.Lock()  # before a text is replaced
 
     def get(self, name: str | None) -> Served:
         if name is None:
@@ -121,19 +122,31 @@ class Models:
             if name in served.pins:
                 await asyncio.to_thread(served.engine.unpin, served.pins.pop(name))
 
-    async def put(self, name: str, text: str) -> None:
-        """Add a prompt, or give another text to one, which nothing then has pinned any more."""
+    async def put(self, served: Served, name: str, text: str) -> None:
+        """Add a prompt, or give another text to one, and pin it. Where it cannot be pinned nothing
+        has changed; where it replaces a text, nobody else has that pinned any more."""
         if name == CHAT or name in NAMED:
             raise bad(f"{name!r} is the name of a form; choose another one", "name")
-        if name not in self.prompts and len(self.prompts) >= MOST_PROMPTS:
-            raise bad(f"there are {MOST_PROMPTS} prompts already; replace one of them", "name")
         if not text:
             raise bad("the text of a prompt is empty", "text")
-        before = self.prompts.get(name)
-        self.prompts[name] = UrialPrompt(text)  # first: whoever pins it from now on pins this one
-        if before is not None and before.text != text:
-            for served in self.all.values():
-                await self.unpin(served, name)
+        await asyncio.shield(asyncio.ensure_future(self._put(served, name, UrialPrompt(text))))
+
+    async def _put(self, served: Served, name: str, prompt: UrialPrompt) -> None:
+        async with self._putting:
+            if self.prompts.get(name) == prompt:
+                await self._pin(served, name)
+                return
+            if name not in self.prompts and len(self.prompts) >= MOST_PROMPTS:
+                raise bad(f"there are {MOST_PROMPTS} prompts already; replace one of them", "name")
+            async with served.lock:
+                pinned = await asyncio.to_thread(served.engine.pin, prompt, self._prefix_dir)
+                self.prompts[name] = prompt
+                if before := served.pins.get(name):
+                    await asyncio.to_thread(served.engine.unpin, before)
+                served.pins[name] = pinned
+            for other in self.all.values():
+                if other is not served:
+                    await self.unpin(other, name)
 
     def _known(self, name: str) -> None:
         if name not in self.prompts:
@@ -167,7 +180,7 @@ def _named(form: str, turns: list[str]) -> Asked:
     """A form without examples: URIAL's own, or the query as it is."""
     urial = UrialPrompt("")
     if form == "zero-shot":
-        return Asked(urial.render_chat(turns).removeprefix("\n"), urial=urial)
+        return Asked(urial.render_chat(turns), urial=urial)
     if len(turns) > 1:
         raise PromptError("messages: the form raw has no turns; send one message")
     return Asked(NAMED[form].replace("{query}", turns[0]))

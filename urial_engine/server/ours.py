@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 
@@ -25,7 +27,7 @@ from .answers import FOR_WHOLE
 from .models import CHAT, Served, beside
 from .openai_forms import Object
 from .refusal import bad
-from .replies import Json, whole
+from .replies import Gone, Json, whole
 from .schema import PinBody, PromptBody, ScoreBody, ShiftBody
 from .state import State
 
@@ -35,6 +37,8 @@ COLUMNS = (
     *("kl_aligned_base", "kl_base_aligned"),
 )
 MOST_ROWS = 16_384  # of one token shift: a row a token
+ROWS_AT_ONCE = 512  # after which it is looked whether the client is still there
+USUAL_TOKENS = 128  # of its answers
 
 
 def router(state: State) -> APIRouter:
@@ -55,8 +59,7 @@ def router(state: State) -> APIRouter:
     @api.put("/v1/prompts/{name}")
     async def put(name: str, body: PromptBody) -> Response:
         served = state.models.get(body.model)
-        await state.models.put(name, body.text)
-        await state.models.pin(served, name)
+        await state.models.put(served, name, body.text)
         return Json(_prompt(state, name))
 
     @api.post("/v1/prompts/{name}/pin")
@@ -91,6 +94,8 @@ async def _score(state: State, body: ScoreBody) -> Object:
     body.pass_over_unknown(state.passed_over)
     served = state.models.get(body.model)
     prompts, continuations = as_list(body.prompt), as_list(body.continuation)
+    if not prompts:
+        raise bad("prompt is an empty list; give it at least one prompt", "prompt")
     if len(prompts) != len(continuations):
         raise bad(f"{len(prompts)} prompts and {len(continuations)} continuations: not pairs")
     asked = await state.models.text(served, body.urial_prompt, "")
@@ -133,8 +138,10 @@ async def _shift(state: State, body: ShiftBody) -> Object:
     of_base = side_of("base", base.engine, _prompt_of(state, "base_prompt", body.base_prompt))
     theirs = _prompt_of(state, "aligned_prompt", body.aligned_prompt)
     plan = Plan.make(of_base, side_of("aligned", aligned.engine, theirs), body.top_k)
-    names = ("max_tokens", "temperature", "repetition_penalty", "seed")
-    params = state.limits.check(SamplingParams(**{name: getattr(body, name) for name in names}))
+    names = ("temperature", "repetition_penalty", "seed")
+    most = state.limits.new_tokens(body.max_tokens, USUAL_TOKENS)
+    params = SamplingParams(max_tokens=most, **{name: getattr(body, name) for name in names})
+    params = state.limits.check(params)
     probes = [_probe(place, body) for place in range(len(body.queries))]
     if body.answers is None:
         answers = await _generated(state, plan, aligned, probes, params, body.deadline)
@@ -144,10 +151,25 @@ async def _shift(state: State, body: ShiftBody) -> Object:
     if (rows := sum(len(answer.token_ids) for answer in answers)) > MOST_ROWS:
         raise bad(f"answers of {rows} tokens: at most {MOST_ROWS} in one request", "answers")
     admitted = body.answers is None  # with the requests that made them
-    with state.worker.room_for(aligned.engine, len(answers), admitted=admitted):
+    with state.worker.room_for(aligned.engine, len(answers), admitted=admitted), _wanted() as go_on:
         read = partial(shift_of_answers, plan, base.engine, aligned.engine, answers)
-        shift = await asyncio.to_thread(read)
+        shift = await asyncio.to_thread(read, rows=ROWS_AT_ONCE, before_each=go_on)
     return _shift_json(shift)
+
+
+@contextmanager
+def _wanted() -> Iterator[Callable[[], None]]:
+    """For a thread, which nobody can cancel: asks whether the result is still waited for."""
+    left = threading.Event()
+
+    def go_on() -> None:
+        if left.is_set():
+            raise Gone
+
+    try:
+        yield go_on
+    finally:
+        left.set()
 
 
 async def _generated(

@@ -17,6 +17,7 @@ from .refusal import bad
 
 LOG = logging.getLogger(__name__)
 
+MOST_TOLD = 100  # unknown names, of all clients together: they can make up any number
 Ids = list[Annotated[int, Field(ge=0, lt=2**31)]]
 
 
@@ -26,9 +27,10 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
 
     def pass_over_unknown(self, known: set[str]) -> None:
-        for name in sorted((self.model_extra or {}).keys() - known):
+        names = {name[:100] for name in self.model_extra or {}} - known
+        for name in sorted(names)[: MOST_TOLD - len(known)]:
             known.add(name)
-            LOG.warning("the field %r is not known here, and is passed over", name[:100])
+            LOG.warning("the field %r is not known here, and is passed over", name)
 
     def refuse_set(self, *names: str) -> None:
         """Fields that change the answer, and that nobody here implements."""
@@ -147,7 +149,7 @@ class ShiftBody(Body):
     aligned_prompt: str = "chat"
     answers: list[str] | list[Ids] | None = None
     top_k: int = 0
-    max_tokens: int = 128
+    max_tokens: int | None = None
     temperature: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
@@ -171,7 +173,7 @@ class TgiParameters(Body):
     details: bool = True
     do_sample: bool = False
     frequency_penalty: float | None = None
-    max_new_tokens: int | None = 100
+    max_new_tokens: int | None = None
     repetition_penalty: float | None = None
     return_full_text: bool | None = None
     seed: int | None = None
@@ -194,3 +196,26 @@ class TgiBody(Body):
     parameters: TgiParameters = Field(default_factory=lambda: TgiParameters.model_validate({}))
     stream: bool = False
     model: str | None = None
+
+
+# What else routes answer, for the document of the API.
+Responses = dict[int | str, dict[str, Any]]
+
+
+def _object(**fields: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": fields, "required": [*fields]}
+
+
+def _refused(form: dict[str, Any], statuses: str) -> Responses:
+    content = {"application/json": {"schema": form}}
+    about = {"description": f"refused: {statuses}", "content": content}
+    return {"4XX": about, "5XX": about}
+
+
+_TEXT = {"type": "string"}
+_FAILURE = _object(message=_TEXT, type=_TEXT, param={"type": ["string", "null"]}, code=_TEXT)
+REFUSED = _refused(_object(error=_FAILURE), "400, 401, 404, 408, 413, 429, 500, 503, 504")
+REFUSED_TGI = _refused(
+    _object(error=_TEXT, error_type=_TEXT), "401, 404, 408, 413, 422, 424, 429, 503"
+)
+STREAMED: Responses = {200: {"content": {"text/event-stream": {}}}}

@@ -46,6 +46,10 @@ class Limits:
             raise bad(f"max_tokens={params.max_tokens}: at most {most} are made here", "max_tokens")
         return params
 
+    def new_tokens(self, said: int | None, usual: int) -> int:
+        """What a client has said, to be checked; else what is usual, or as many as there may be."""
+        return min(usual, self.max_new_tokens or usual) if said is None else said
+
     def until(self, seconds: float | None) -> float | None:
         """The deadline of a request that arrives now, of time.monotonic."""
         if seconds is not None and not 0 < seconds < 1e9:

@@ -26,6 +26,7 @@ from .replies import event, stream, whole
 from .schema import TgiBody, TgiParameters
 from .state import State
 
+USUAL_TOKENS = 100
 STATUS = {400: 422, 504: 424, 500: 424}  # by ours; the others are the same
 KINDS = {422: "validation", 429: "overloaded", 424: "generation", 503: "overloaded"}
 
@@ -99,7 +100,8 @@ async def _call(state: State, body: TgiBody) -> Call:
         raise bad("best_of with a seed: the samples of one seed are not TGI's; leave it out")
     served = state.models.get(body.model)
     asked = await state.models.text(served, given.urial_prompt, body.inputs)
-    params = state.limits.check(_params(given, best_of))
+    most = state.limits.new_tokens(given.max_new_tokens, USUAL_TOKENS)
+    params = state.limits.check(_params(given, best_of, most))
     engine = served.engine
 
     def made() -> Generation:
@@ -112,7 +114,7 @@ async def _call(state: State, body: TgiBody) -> Call:
     return Call(served, body, await beside(len(body.inputs), made), best_of > 1)
 
 
-def _params(given: TgiParameters, best_of: int) -> SamplingParams:
+def _params(given: TgiParameters, best_of: int, max_tokens: int) -> SamplingParams:
     warped = given.temperature not in (None, 1.0) or given.top_k or given.top_p not in (None, 1.0)
     sampled = given.do_sample or bool(warped)
     if best_of > 1 and not sampled:
@@ -127,7 +129,7 @@ def _params(given: TgiParameters, best_of: int) -> SamplingParams:
         repetition_penalty=1.0 if given.repetition_penalty is None else given.repetition_penalty,
         repetition_penalty_scope=given.repetition_penalty_scope or "all",
         frequency_penalty=given.frequency_penalty or 0.0,
-        max_tokens=given.max_new_tokens,
+        max_tokens=max_tokens,
         stop=given.stop,
         include_stop_str_in_output=True,
         seed=given.seed,

@@ -62,15 +62,17 @@ class Job:
         await self._wait(lambda: False)
 
     async def _wait(self, enough: Callable[[], bool]) -> None:
-        left = None if self.deadline is None else max(self.deadline - time.monotonic(), 0)
-        try:
-            with anyio.fail_after(left):
-                while not (self.finished or enough()):
-                    self._news.clear()
+        while not (self.finished or enough()):
+            self._news.clear()
+            if self.deadline is None:
+                await self._news.wait()
+                continue
+            try:
+                with anyio.fail_after(max(self.deadline - time.monotonic(), 0)):
                     await self._news.wait()
-        except TimeoutError:
-            message = "the deadline of the request is over; ask for fewer tokens, or give it longer"
-            raise Refusal(504, "deadline", message) from None
+            except TimeoutError:
+                message = "the deadline of the request is over; ask for fewer tokens, or for longer"
+                raise Refusal(504, "deadline", message) from None
         if self.error is not None and not enough():
             raise self.error
 

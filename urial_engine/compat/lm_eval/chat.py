@@ -25,14 +25,15 @@ def by_template(tokenizer: Tokenizer, chat: Sequence[Message], *, answer_next: b
         text = tokenizer.render_chat(chat, add_generation_prompt=answer_next)
     except TokenizerError:
         others = [message for message in chat if message["role"] != "system"]
-        if len(others) == len(chat):
+        if len(others) == len(chat) or tokenizer.chat_template is None:
             raise
         warning_once(LOG, "the chat template refuses system messages: they are left out")
         return by_template(tokenizer, others, answer_next=answer_next)
     if answer_next:
         return text
     last = chat[-1]["content"]
-    start = text.rindex(last.strip())  # a template may strip what it is given
+    if (start := text.rfind(last.strip())) < 0:  # a template may strip what it is given
+        raise PromptError(f"the chat template does not write the message to be continued: {last!r}")
     kept = last.lstrip() if text.startswith(last.lstrip(), start) else last.strip()
     return text[: start + len(kept)]
 

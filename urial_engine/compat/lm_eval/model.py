@@ -12,7 +12,6 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -34,7 +33,17 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 HARNESS_DEVICE = "cuda:0"  # what its command line hands to every model where nobody named one
 Result = TypeVar("Result")
-Pair = tuple[tuple[str, str] | None, list[int], list[int]]  # cache key, context, continuation
+Pair = tuple[tuple[str, str], list[int], list[int]]  # cache key, context, continuation
+
+
+def _score(request: Request) -> tuple[float, bool]:
+    """The log-probability of what it judges, and whether greedy decoding would give that."""
+    scored = request.scored
+    assert scored is not None
+    found = scored.joined()
+    # The likeliest token, the smallest id among equals: what greedy decoding chooses.
+    greedy = bool((found.top_ids[:, 0] == scored.targets).all())
+    return float(found.logprob.sum(dtype=np.float64)), greedy
 
 
 @register_model("urial")
@@ -155,13 +164,17 @@ class UrialLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
         """Of each whole text in nats, read in windows; each window follows the URIAL prefix."""
-        each = [self._windows(request.args[0]) for request in requests]
-        windows = [window for own in each for window in own]
-        scores = iter(self._loglikelihood_tokens(windows, disable_tqdm))
-        totals = [sum(logprob for logprob, _ in islice(scores, len(own))) for own in each]
-        for request, total in zip(requests, totals, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
-        return totals
+        own = [
+            [self._scoring(*window, f"loglikelihood_rolling request {i}") for window in windows]
+            for i, windows in enumerate(self._windows(request.args[0]) for request in requests)
+        ]
+
+        def total(i: int) -> float:
+            logprob = sum((_score(window)[0] for window in own[i]), 0.0)
+            self.cache_hook.add_partial("loglikelihood_rolling", requests[i].args, logprob)
+            return logprob
+
+        return self._run(own, total, "loglikelihood_rolling", disable_tqdm)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Each text up to the first string of `until`.
@@ -179,52 +192,47 @@ class UrialLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
             self.cache_hook.add_partial("generate_until", requests[i].args, answer)
             return answer
 
-        return self._run(own, text, "generate_until", disable_tqdm)
+        return self._run([[request] for request in own], text, "generate_until", disable_tqdm)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Pair], disable_tqdm: bool = False, **kwargs: object
     ) -> list[tuple[float, bool]]:
         own = [
-            self._scoring(context, continuation, f"loglikelihood request {i}")
+            [self._scoring(context, continuation, f"loglikelihood request {i}")]
             for i, (_, context, continuation) in enumerate(requests)
         ]
 
         def score(i: int) -> tuple[float, bool]:
-            scored = own[i].scored
-            assert scored is not None
-            found = scored.joined()
-            # The likeliest token, the smallest id among equals: what greedy decoding chooses.
-            greedy = bool((found.top_ids[:, 0] == scored.targets).all())
-            answer = float(found.logprob.sum(dtype=np.float64)), greedy
-            if (key := requests[i][0]) is not None:
-                self.cache_hook.add_partial("loglikelihood", key, answer)
+            answer = _score(own[i][0])
+            self.cache_hook.add_partial("loglikelihood", requests[i][0], answer)
             return answer
 
         return self._run(own, score, "loglikelihood", disable_tqdm)
 
     def _run(
         self,
-        requests: Sequence[Request],
+        groups: Sequence[Sequence[Request]],
         result: Callable[[int], Result],
         what: str,
         disable_tqdm: bool,
     ) -> list[Result]:
-        """What `result` makes of each, as soon as it and all before it are finished."""
+        """What `result` makes of each group, as soon as it and all before it are finished."""
         results: list[Result] = []
-        todo = deque(requests)
+        todo = deque(groups)
         title = f"Running {what} requests"
-        with tqdm(total=len(requests), desc=title, disable=disable_tqdm) as bar:
+        with tqdm(total=len(groups), desc=title, disable=disable_tqdm) as bar:
 
             def take() -> None:
-                while todo and todo[0].finished and todo[0].error is None:
+                while todo and all(own.finished and own.error is None for own in todo[0]):
                     todo.popleft()
                     results.append(result(len(results)))
                     bar.update(1)
 
-            self.engine.run(requests, take)
+            self.engine.run([own for group in groups for own in group], take)
+            take()  # groups of nothing, behind which no step comes
         return results
 
-    def _windows(self, text: str) -> list[Pair]:
+    def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
         before = self.engine.prefix_ids
         cut = get_rolling_token_windows(
             token_list=self.tok_encode(text)[len(before) :],
@@ -235,7 +243,7 @@ class UrialLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
         pairs = [make_disjoint_window(pair) for pair in cut]
         if before and pairs:  # its last token stands before the first window already
             pairs[0] = ([], pairs[0][1])
-        return [(None, before + context, continuation) for context, continuation in pairs]
+        return [(before + context, continuation) for context, continuation in pairs]
 
     def _scoring(self, context: list[int], continuation: list[int], label: str) -> Request:
         ids = self._cut(context + continuation, self.max_length + 1)  # the last is never read

@@ -1,0 +1,180 @@
+"""Many clients at once: how they behave goes in; whether each was served right, and how fast."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from tests.load_work import BAD, Ask
+
+MANNERS = {"whole": 40, "stream": 40, "leave": 10, "mistake": 10}  # of 100
+UNSENT = (aiohttp.ServerDisconnectedError, aiohttp.ClientConnectorError)  # nobody began to answer
+
+
+@dataclass
+class Report:
+    """What came of a load. `ended`: answers that a server's end refused, cleanly."""
+
+    clients: int
+    seconds: float = 0.0
+    begun: int = 0
+    answered: list[Ask] = field(default_factory=list)
+    left: list[tuple[Ask, int]] = field(default_factory=list)  # and events until then
+    mistakes: Counter[int] = field(default_factory=Counter)  # by status
+    full: int = 0  # told to come again
+    ended: int = 0
+    wrong: list[str] = field(default_factory=list)
+    ids: Counter[str] = field(default_factory=Counter)
+    first: list[float] = field(default_factory=list)  # seconds to the first event
+    gaps: list[float] = field(default_factory=list)  # and between two
+
+    @property
+    def tokens(self) -> int:
+        return sum(ask.tokens for ask in self.answered) + sum(count for _, count in self.left)
+
+    @property
+    def accounted(self) -> int:
+        return len(self.answered) + len(self.left) + self.mistakes.total() + self.ended
+
+    def __str__(self) -> str:
+        gaps, first = sorted(self.gaps), sorted(self.first)
+        places = {"p50": 0.5, "p99": 0.99}
+        between = ", ".join(f"{n} {1e3 * gaps[int(p * len(gaps))]:.0f}" for n, p in places.items())
+        begins = ", ".join(f"{n} {1e3 * first[int(p * len(first))]:.0f}" for n, p in places.items())
+        return (
+            f"{self.clients} clients, {self.seconds:.0f} s: {len(self.answered)} answered, "
+            f"{len(self.left)} left, {self.mistakes.total()} mistakes, {self.full} times told to "
+            f"come again, {self.ended} ended by the server, {len(self.wrong)} wrong; "
+            f"{self.tokens / self.seconds:.0f} tokens/s; "
+            f"ms to the first event {begins}, between two {between}"
+        )
+
+
+class Load:
+    """Clients of a server. After `stop` each ends with the request that it is at."""
+
+    def __init__(self, url: str, work: Sequence[Ask], clients: int, seed: int) -> None:
+        self._url = url
+        self._work = work
+        self._random = random.Random(seed)
+        self._stop = asyncio.Event()
+        self.report = Report(clients)
+        self.ending = False  # the server may end from now on
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    async def run(self, seconds: float) -> Report:
+        """Until so many seconds have gone by, or `stop`."""
+        report, start = self.report, time.perf_counter()
+        limits = aiohttp.TCPConnector(limit=0)
+        patience = aiohttp.ClientTimeout(total=120)
+        async with aiohttp.ClientSession(self._url, connector=limits, timeout=patience) as session:
+            clients = [asyncio.create_task(self._client(session)) for _ in range(report.clients)]
+            await asyncio.wait(clients, timeout=seconds)
+            self.stop()
+            await asyncio.gather(*clients)
+        report.seconds = time.perf_counter() - start
+        return report
+
+    async def _client(self, session: aiohttp.ClientSession) -> None:
+        while not self._stop.is_set():
+            (manner,) = self._random.choices([*MANNERS], [*MANNERS.values()])
+            self.report.begun += 1
+            try:
+                await self._one(session, manner)
+            except UNSENT as error:
+                self._unserved(f"{manner}: {error!r}")
+            except Exception as error:
+                self.report.ended += 1
+                self.report.wrong.append(f"{manner}: {error!r}")
+
+    async def _one(self, session: aiohttp.ClientSession, manner: str) -> None:
+        if manner == "mistake":
+            await self._mistake(session)
+            return
+        ask = self._random.choice(self._work)
+        path, body = ask.path, ask.body
+        if manner != "whole" and path == "/v1/score":
+            manner = "whole"  # it has no stream
+        if manner != "whole":
+            path = "/generate_stream" if path == "/generate" else path
+            body = body if path == "/generate_stream" else {**body, "stream": True}
+        while True:
+            begun = time.perf_counter()
+            async with session.post(path, json=body) as response:
+                if response.status == 429:
+                    self.report.full += 1
+                    await response.read()
+                    await asyncio.sleep(float(response.headers["Retry-After"]))
+                elif response.status == 503:
+                    self._unserved(await response.text())
+                    return
+                elif manner == "whole":
+                    self._compare(ask, ask.got(self._seen(await response.json())))
+                    return
+                else:
+                    await self._stream(ask, response, begun, leave=manner == "leave")
+                    return
+
+    async def _stream(
+        self, ask: Ask, response: aiohttp.ClientResponse, begun: float, *, leave: bool
+    ) -> None:
+        """Of whom leaves the connection closes with the response, which is not at its end."""
+        last, data = begun, bytearray()
+        most = self._random.randrange(1, 12) if leave else None
+        events = 0
+        async for part in response.content.iter_any():
+            now = time.perf_counter()
+            (self.report.gaps if data else self.report.first).append(now - last)
+            last = now
+            data += part
+            events += part.count(b"data:")
+            if most is not None and events >= most:
+                response.close()
+                self.report.left.append((ask, events))
+                return
+        lines = [line[5:] for line in bytes(data).split(b"\n\n") if line]
+        told = [json.loads(line) for line in lines if line.strip() != b"[DONE]"]
+        if any("error" in one for one in told):
+            self._unserved(f"{told[-1]}")
+            return
+        for one in told[-1:]:
+            self._seen(one)
+        self._compare(ask, ask.streamed(told))
+
+    async def _mistake(self, session: aiohttp.ClientSession) -> None:
+        path, body, wanted = self._random.choice(BAD)
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        kind = {"Content-Type": "application/json"}
+        async with session.post(path, data=data, headers=kind) as response:
+            told = await response.json()
+            if response.status in (429, 503) and response.status != wanted:
+                self.report.ended += 1
+                return
+            self.report.mistakes[response.status] += 1
+            if response.status != wanted or not told.get("error"):
+                self.report.wrong.append(f"{path} {data[:60]!r}: {response.status} {told}")
+
+    def _seen(self, answer: Any) -> Any:
+        if "id" in answer:
+            self.report.ids[answer["id"]] += 1
+        return answer
+
+    def _compare(self, ask: Ask, got: tuple[Any, ...]) -> None:
+        self.report.answered.append(ask)
+        if got != ask.wanted:
+            self.report.wrong.append(f"{ask.path} {ask.body}: {got!r}, alone {ask.wanted!r}")
+
+    def _unserved(self, what: str) -> None:
+        self.report.ended += 1
+        if not self.ending:
+            self.report.wrong.append(what)

@@ -1,0 +1,147 @@
+"""Requests for a loaded server, and what each is answered when nothing else runs."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from urial_engine import Engine, SamplingParams, UrialPrompt
+
+WORDS = re.findall(
+    r"\w+",
+    "the river a city small old bread water number seven light why does music count stone green "
+    "letter train how many people know winter answer history of and with under before machine",
+)
+PROMPT = UrialPrompt.default()
+BAD: tuple[tuple[str, Any, int], ...] = (
+    ("/v1/completions", {"prompt": "a", "top_p": 7}, 400),
+    ("/v1/completions", {"prompt": "a", "n": 10**9}, 400),
+    ("/v1/completions", {"prompt": [10**6]}, 400),
+    ("/v1/completions", {"prompt": "a", "model": "none"}, 404),
+    ("/v1/completions", b'{"prompt": "a', 400),
+    ("/v1/completions", b'{"prompt": "\xff\xfe"}', 400),
+    ("/v1/completions", b" " * (3 << 20), 413),
+    ("/v1/completions", {"prompt": "why " * 20_000}, 400),
+    ("/v1/chat/completions", {"messages": []}, 400),
+    ("/v1/chat/completions", b"[" * 100_000, 400),
+    ("/v1/completions", {"prompt": "count", "max_tokens": 500, "deadline": 1e-3}, 504),
+    ("/generate", {"inputs": "a", "parameters": {"temperature": 0}}, 422),
+    ("/v1/score", {"prompt": "a", "continuation": ["b", "c"]}, 400),
+    ("/nothing", {}, 404),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request, how the engine itself is asked the same, and what that answers alone."""
+
+    path: str
+    body: dict[str, Any]
+    prompt: str | list[int]
+    params: SamplingParams | list[int]  # or the ids that are scored
+    wanted: tuple[Any, ...] = ()
+    tokens: int = 0  # generated
+
+    def got(self, answer: Any) -> tuple[Any, ...]:
+        """What is compared, of the answer to it."""
+        if self.path == "/generate":
+            return (answer["generated_text"],)
+        if self.path == "/v1/score":
+            (one,) = answer["results"]
+            return tuple(one["logprob"])
+        return tuple(
+            choice["text"] if "text" in choice else choice["message"]["content"]
+            for choice in answer["choices"]
+        )
+
+    def streamed(self, events: Sequence[Any]) -> tuple[Any, ...]:
+        """The same, of a stream."""
+        if self.path == "/generate":
+            return (events[-1]["generated_text"],)
+        texts: dict[int, str] = {}
+        for event in events:
+            for choice in event["choices"]:
+                part = choice["text"] if "text" in choice else choice["delta"].get("content") or ""
+                texts[choice["index"]] = texts.get(choice["index"], "") + part
+        return tuple(texts[index] for index in sorted(texts))
+
+
+def asks(engine: Engine, count: int, seed: int) -> list[Ask]:
+    """Of all kinds and lengths. The engine has PROMPT as its prefix."""
+    random_ = random.Random(seed)
+    makers = (_completion, _chat, _samples, _generate, _chat, _score)
+    made = [makers[i % len(makers)](engine, random_) for i in range(count)]
+    return [_alone(engine, ask) for ask in made]
+
+
+def offline(engine: Engine, made: Sequence[Ask], left: Sequence[tuple[Ask, int]]) -> None:
+    """All of it at once, as a script would; of those that were `left` so many tokens."""
+    scored = [ask for ask in made if isinstance(ask.params, list)]
+    prompts = [(ask.prompt, ask.params) for ask in made if isinstance(ask.params, SamplingParams)]
+    for ask, tokens in left:
+        assert isinstance(ask.params, SamplingParams)
+        prompts.append((ask.prompt, replace(ask.params, n=1, max_tokens=max(tokens, 1))))
+    engine.generate(*zip(*prompts, strict=True))  # type: ignore[arg-type]
+    if scored:
+        engine.score([ask.prompt for ask in scored], [ask.params for ask in scored])  # type: ignore[misc]
+
+
+def _alone(engine: Engine, ask: Ask) -> Ask:
+    if isinstance(ask.params, list):
+        (score,) = engine.score([ask.prompt], [ask.params])
+        return replace(ask, wanted=tuple(score.logprob.tolist()))
+    (output,) = engine.generate([ask.prompt], ask.params)
+    texts = [sample.text for sample in output.outputs]
+    if isinstance(ask.prompt, str):
+        texts = [PROMPT.clean(text) for text in texts]
+    tokens = sum(len(sample.token_ids) for sample in output.outputs)
+    return replace(ask, wanted=tuple(texts), tokens=tokens)
+
+
+def _text(random_: random.Random) -> str:
+    """Most are short, some long."""
+    return " ".join(random_.choices(WORDS, k=random_.choice((3, 8, 20, 40, 90, 400))))
+
+
+def _length(random_: random.Random) -> int:
+    return random_.choice((4, 16, 48, 96, 160))
+
+
+def _completion(engine: Engine, random_: random.Random) -> Ask:
+    text, most = _text(random_), _length(random_)
+    body = {"prompt": text, "max_tokens": most, "temperature": 0}
+    params = SamplingParams(max_tokens=most)
+    return Ask("/v1/completions", body, engine.tokenizer.encode(text), params)
+
+
+def _samples(engine: Engine, random_: random.Random) -> Ask:
+    text, seed = _text(random_), random_.randrange(1 << 31)
+    own = {"max_tokens": _length(random_) // 2, "temperature": 0.8, "top_p": 0.9, "n": 2}
+    own |= {"seed": seed, "stop": ["."]}
+    params = SamplingParams(**own)
+    body = {"prompt": text, **own}
+    return Ask("/v1/completions", body, engine.tokenizer.encode(text), params)
+
+
+def _generate(engine: Engine, random_: random.Random) -> Ask:
+    text, most = _text(random_), _length(random_)
+    body = {"inputs": text, "parameters": {"max_new_tokens": most, "repetition_penalty": 1.1}}
+    params = SamplingParams(max_tokens=most, repetition_penalty=1.1)
+    return Ask("/generate", body, engine.tokenizer.encode(text), params)
+
+
+def _chat(engine: Engine, random_: random.Random) -> Ask:
+    query, most = " ".join(random_.choices(WORDS, k=8)), _length(random_)
+    body = {"messages": [{"role": "user", "content": query}], "urial_prompt": "default"}
+    body |= {"max_tokens": most, "temperature": 0}
+    params = SamplingParams(max_tokens=most, stop=PROMPT.stop)
+    return Ask("/v1/chat/completions", body, PROMPT.render(query), params)
+
+
+def _score(engine: Engine, random_: random.Random) -> Ask:
+    ids = [engine.tokenizer.encode(_text(random_)) for _ in range(2)]
+    body = {"prompt": ids[0], "continuation": ids[1]}
+    return Ask("/v1/score", body, *ids)

@@ -1,0 +1,164 @@
+"""A server that many use at once: every answer is the one that it would be alone, bit for bit.
+
+With --soak for minutes, as `make soak` runs it, and then the stated floors are asserted: a machine
+that does other things meanwhile would miss them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.load import Load, Report
+from tests.load_work import PROMPT, Ask, asks, offline
+from tests.serving import Server, metric, serving, until
+from urial_engine import Engine
+
+CLIENTS = 64
+CACHE_GIB = 0.25  # for which all the work is too much, so that some of it is evicted all the time
+QUEUE = 24  # too short for all clients: some are told to come again
+FLOOR = 0.85  # of the engine's own throughput
+FLAT = 0.03  # of the memory, over the second half
+NOISE = 2e6  # bytes that count as none, of a load of seconds
+
+
+@pytest.fixture(scope="module")
+def soak(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--soak"))
+
+
+@pytest.fixture(scope="module")
+def work(real_model: Path, soak: bool) -> list[Ask]:
+    with Engine(real_model, prefix=PROMPT, kv_cache_gib=CACHE_GIB) as engine:
+        return asks(engine, 96 if soak else 24, seed=1)
+
+
+def arguments(model: Path, folder: Path) -> tuple[object, ...]:
+    limits = ("--max-queue", QUEUE, "--kv-cache-gib", CACHE_GIB)
+    return (model, "--name", "smol", *limits, "--prefix-dir", folder)
+
+
+class Memory:
+    """Of a process, once a second, while the block runs."""
+
+    def __init__(self, process: int) -> None:
+        self._process = psutil.Process(process)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.bytes: list[int] = []
+
+    def _watch(self) -> None:
+        while not self._over.wait(1):
+            self.bytes.append(self._process.memory_info().rss)
+
+    def __enter__(self) -> Memory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def idle(server: Server) -> None:
+    """Nothing is left of all that came."""
+    until(lambda: metric(server, "urial_requests_active") == 0)
+    until(lambda: metric(server, 'urial_sequences_running{model="smol"}') == 0)
+    assert metric(server, 'urial_sequences_waiting{model="smol"}') == 0
+
+
+def test_no_answer_is_lost_doubled_or_crossed(
+    real_model: Path, work: list[Ask], tmp_path: Path, soak: bool
+) -> None:
+    with serving(*arguments(real_model, tmp_path)) as server:
+        with Memory(server.process.pid) as memory:
+            report = asyncio.run(Load(server.url, work, CLIENTS, 1).run(300 if soak else 30))
+        idle(server)
+        assert server.end() == 0
+    second = memory.bytes[len(memory.bytes) // 2 :]
+    middle = sorted(second)[len(second) // 2]
+    apart = max(max(second) - middle, middle - min(second))
+    print(f"\n{report}; memory {middle / 1e6:.0f} MB, over the second half within ", end="")
+    print(f"{100 * apart / middle:.1f} %")
+    check(report)
+    assert all(manner for manner in (report.answered, report.left, report.full, report.mistakes))
+    assert not report.ended
+    assert apart < FLAT * middle + (0 if soak else NOISE)
+    if soak:
+        with Engine(real_model, prefix=PROMPT, kv_cache_gib=CACHE_GIB) as engine:
+            start = time.perf_counter()
+            offline(engine, report.answered, report.left)
+            share = (time.perf_counter() - start) / report.seconds
+        print(f"{share:.2f} of the throughput of the engine, which has it all at once")
+        assert share >= FLOOR
+
+
+def check(report: Report) -> None:
+    assert not report.wrong, report.wrong[:5]
+    assert report.begun == report.accounted
+    assert max(report.ids.values()) == 1
+
+
+def loaded(server: Server, work: list[Ask], strike: Callable[[Load], None]) -> Report:
+    """A load in whose midst something strikes, which ends it."""
+    load = Load(server.url, work, CLIENTS, 2)
+
+    def watch() -> None:
+        until(lambda: len(load.report.answered) > 10)
+        load.ending = True
+        strike(load)
+
+    async def run() -> Report:
+        striking = asyncio.create_task(asyncio.to_thread(watch))
+        report = await load.run(600)
+        await striking
+        return report
+
+    return asyncio.run(run())
+
+
+def test_the_end_under_load(real_model: Path, work: list[Ask], tmp_path: Path) -> None:
+    """All that the server has begun it finishes; the rest is refused, and can be seen to be."""
+    with serving(*arguments(real_model, tmp_path)) as server:
+
+        def strike(load: Load) -> None:
+            answered = len(load.report.answered)
+            server.process.terminate()
+            assert server.process.wait(60) == 0
+            load.stop()
+            assert len(load.report.answered) >= answered + 30  # what was running, at least
+
+        report = loaded(server, work, strike)
+        print(f"\n{report}")
+        check(report)
+        assert report.ended
+        assert server.log == [f"ready: {server.url}\n"]
+
+
+def test_a_kill_under_load(real_model: Path, work: list[Ask], tmp_path: Path) -> None:
+    """Clients see that it is gone, and the next server has the prompt from the disk."""
+    with serving(*arguments(real_model, tmp_path)) as server:
+
+        def strike(load: Load) -> None:
+            server.process.kill()
+            server.process.wait(60)
+            load.stop()
+
+        loaded(server, work, strike)
+    with serving(*arguments(real_model, tmp_path), "--prompt", default(tmp_path)) as server:
+        (one,) = (p for p in server.ask("/v1/prompts")[1]["prompts"] if p["name"] == "default")
+        assert one["models"]["smol"]["source"] == "restored"
+        for ask in (ask for ask in work if ask.path == "/v1/chat/completions"):
+            assert ask.got(server.ask(ask.path, ask.body)[1]) == ask.wanted
+
+
+def default(folder: Path) -> Path:
+    path = folder / "default.txt"
+    path.write_text(PROMPT.text)
+    return path
