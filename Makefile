@@ -25,7 +25,7 @@ REPEATS ?= 3
 RACE ?=
 
 .PHONY: help venv build demo test lint format size bench growth peers race sanitize gpu-report gpu-check
-.PHONY: validate-shift clean
+.PHONY: validate-shift soak clean
 help:
 	@echo 'make demo    answer eight questions with a real model, and show their token shift'
 	@echo 'make test    lint, line budgets and all tests'
@@ -38,6 +38,7 @@ help:
 	@echo 'make race    we and our peers on MODEL=..., REPEATS=... times; RACE=... more options'
 	@echo 'make growth  how time and memory grow with each parameter (ten minutes)'
 	@echo 'make validate-shift  tune a model to a planted style, and see that the token shift finds it'
+	@echo 'make soak    64 clients of a server for minutes, and 10,000 requests of any kind'
 	@echo 'make sanitize native tests with the address and undefined-behaviour sanitizers'
 	@echo 'make gpu-check  on a machine with a GPU: the kernels there, the invariants, the timings'
 	@echo 'make gpu-report the kernels compiled for each architecture, without a GPU'
@@ -119,6 +120,10 @@ growth: $(VENV)/.build $(VENV)/.test
 # Three seeds, each a model tuned on the CPU: about two minutes a seed on two free cores.
 validate-shift: $(VENV)/.build $(VENV)/.test
 	$(BIN)/python -m benchmarks.validate_shift
+
+# About half an hour; nothing else should run. Figures are printed.
+soak: $(VENV)/.build $(VENV)/.test
+	$(BIN)/python -m pytest --soak -s tests/test_server_load.py tests/test_server_fuzz.py
 
 sanitize: $(VENV)/.test
 	$(BIN)/python tools/sanitize.py

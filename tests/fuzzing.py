@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
@@ -27,7 +27,9 @@ import psutil
 from tests import fuzzing_bodies, fuzzing_nasties
 from tests.fuzzing_checks import Answer, Checks, Wrong
 from tests.fuzzing_shots import Shot
-from tests.serving import Server
+
+if TYPE_CHECKING:
+    from tests.serving import Server
 
 CLIENTS = 8
 PATIENCE = 60.0  # seconds without a byte, after which an answer counts as a hang
@@ -63,7 +65,7 @@ class Report:
     def share(self, route: str) -> float:
         """Of the route's answers, those that are 200."""
         counts = self.statuses[route]
-        return counts[200] / counts.total()
+        return counts[200] / max(counts.total(), 1)
 
     def text(self) -> str:
         """All of it, for people."""
@@ -71,12 +73,12 @@ class Report:
         lines += [f"{self.before} -> {self.after}"]
         for route, counts in sorted(self.statuses.items()):
             each = ", ".join(f"{status} x {n}" for status, n in sorted(counts.items()))
-            lines.append(f"{route}: {each}")
+            lines.append(f"{route}: {self.share(route):.0%} good: {each}")
         return "\n".join([*lines, f"{len(self.failures)} failures", *self.failures[:10]])
 
 
-def fuzz(server: Server, count: int, seed: int, clients: int = CLIENTS) -> Report:
-    """Sends so many requests from `clients` threads; others may use the server meanwhile.
+def fuzz(server: Server, count: int, seed: int) -> Report:
+    """Sends so many requests, from several threads; others may use the server meanwhile.
 
     Adds the prompt `fuzz`, and leaves prompts of the names fuzz-0 to fuzz-3 behind.
     """
@@ -98,8 +100,8 @@ def fuzz(server: Server, count: int, seed: int, clients: int = CLIENTS) -> Repor
             with told:
                 _note(report, server, shot, seconds, answers, wrong)
 
-    with ThreadPoolExecutor(clients) as pool:
-        for one in [pool.submit(client) for _ in range(clients)]:
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        for one in [pool.submit(client) for _ in range(CLIENTS)]:
             one.result()
     report.after = Process.of(server)
     return report
@@ -109,7 +111,7 @@ def _shots(document: Any, count: int, seed: int) -> Iterator[Shot]:
     """Drawn in one order whoever sends them; where one source ends, the others go on."""
     for part in range(0, count, NASTY_EVERY):
         nasty = list(fuzzing_nasties.nasties())
-        rest = min(count - part, NASTY_EVERY) - len(nasty)
+        rest = max(min(count - part, NASTY_EVERY) - len(nasty), 0)
         drawn = fuzzing_bodies.drawn(document, rest, seed + part)
         yield from _mixed(nasty, drawn, rest)
 
@@ -139,14 +141,15 @@ def _send(server: Server, shot: Shot, checks: Checks) -> tuple[float, list[Answe
     """Seconds, what was answered, and what is wrong with that ("": nothing)."""
     start, answers = time.monotonic(), list[Answer]()
     try:
-        answers = _answers(server, shot)
+        answers = answers_to(server, shot)
         checks.all_of(shot, answers)
     except (Wrong, OSError, http.client.HTTPException) as error:
         return time.monotonic() - start, answers, f"{type(error).__name__}: {error}"
     return time.monotonic() - start, answers, ""
 
 
-def _answers(server: Server, shot: Shot) -> list[Answer]:
+def answers_to(server: Server, shot: Shot) -> list[Answer]:
+    """What comes back for it, by the time that the server closes."""
     where = urlsplit(server.url)
     assert where.hostname and where.port
     with socket.create_connection((where.hostname, where.port), timeout=PATIENCE) as connection:
@@ -177,7 +180,7 @@ class _Said(io.BytesIO):
 
 def _read(connection: socket.socket, shot: Shot) -> Iterator[Answer]:
     """Until the server closes, which each request asks for."""
-    parts = []
+    parts = list[bytes]()
     try:
         parts += iter(lambda: connection.recv(1 << 16), b"")
     except ConnectionResetError:

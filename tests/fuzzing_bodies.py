@@ -10,7 +10,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from itertools import chain, count, islice, zip_longest
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import schemathesis
@@ -19,7 +19,9 @@ from schemathesis import Case, GenerationMode
 from schemathesis.core import NotSet
 
 from tests.fuzzing_shots import Shot, request
-from tests.serving import Server
+
+if TYPE_CHECKING:
+    from tests.serving import Server
 
 PROMPT = "# Query:\n```\nhi\n```\n\n# Answer:\n```\nHello!\n```\n"
 NAMES = ("fuzz", "fuzz-0", "fuzz-1", "fuzz-2", "fuzz-3")  # of prompts that are put
@@ -30,12 +32,13 @@ TURNS = [
     {"role": "user", "content": [{"type": "text", "text": "and how?"}]},
 ]
 COMPLETION, CHAT = "POST /v1/completions", "POST /v1/chat/completions"
+UNMAKE = "DELETE /v1/prompts/{name}"  # not of the prompt that good bodies name
 # How often each route is asked, and bodies that it takes.
 WEIGHTS = {
     COMPLETION: 6, CHAT: 6, "POST /generate": 3, "POST /generate_stream": 2, "POST /": 2,
     "POST /v1/score": 3, "POST /v1/token_shift": 2, "POST /tokenize": 2, "POST /detokenize": 1,
     "PUT /v1/prompts/{name}": 1, "POST /v1/prompts/{name}/pin": 1,
-    "DELETE /v1/prompts/{name}/pin": 1,
+    "DELETE /v1/prompts/{name}/pin": 1, UNMAKE: 1,
 }  # fmt: skip
 TGI: list[Any] = [
     {"inputs": "abc", "parameters": {"max_new_tokens": 4}},
@@ -112,16 +115,18 @@ def prepare(server: Server) -> None:
 
 
 def drawn(document: Any, most: int, number: int) -> Iterator[Shot]:
-    """So many, of both sources in turn, and of the second where the first ends."""
+    """So many: of three one by its document, which costs some milliseconds each."""
     own = changed(random.Random(number))
-    theirs = of_document(document, most // 2, number)
-    return islice(chain(chain.from_iterable(zip(theirs, own, strict=False)), own), most)
+    theirs = of_document(document, most // 3, number)
+    in_turn = chain.from_iterable(zip(theirs, own, own, strict=False))
+    return islice(chain(in_turn, own), most)
 
 
 def of_document(document: Any, most: int, number: int) -> list[Shot]:
     """Valid and invalid by its schemas, about as many of each, the routes in turn."""
     each = []
-    for result in schemathesis.openapi.from_dict(document).get_all_operations():
+    every: Any = schemathesis.openapi.from_dict(document).get_all_operations()
+    for result in every:
         operation = result.ok()
         weight = WEIGHTS.get(operation.label, 0)
         share = max(most * weight // sum(WEIGHTS.values()) // 2, 1)
@@ -170,7 +175,8 @@ def changed(chance: random.Random) -> Iterator[Shot]:
     for place in count():
         (route,) = chance.choices(list(WEIGHTS), list(WEIGHTS.values()))
         method, _, path = route.partition(" ")
-        path = path.replace("{name}", chance.choice(NAMES))
+        others = NAMES[1:] if route == UNMAKE else (*NAMES, *NAMES[:1] * 3)
+        path = path.replace("{name}", chance.choice(others))
         data = written(_changed(route, chance)) if route in GOOD else None
         leaves = chance.random() < LEAVE
         yield Shot(
@@ -184,15 +190,20 @@ def changed(chance: random.Random) -> Iterator[Shot]:
 
 
 def _changed(route: str, chance: random.Random) -> Any:
-    body = copy.deepcopy(chance.choice(GOOD[route]))
+    body = _one_of(GOOD[route], chance)
     other = {**USUAL, **OPENAI} if route in (COMPLETION, CHAT) else USUAL
     fields = body if route in (COMPLETION, CHAT) else body.get("parameters")
     if fields is not None:
         for name in chance.sample(sorted(other), chance.randint(0, 2)):
-            fields[name] = chance.choice(other[name])
+            fields[name] = _one_of(other[name], chance)
     for _ in range(chance.choices((0, 1, 2), (6, 5, 1))[0]):
         _spoil(body, chance)
     return body
+
+
+def _one_of(values: list[Any], chance: random.Random) -> Any:
+    """Of its own, since parts of it may be changed."""
+    return copy.deepcopy(chance.choice(values))
 
 
 def _spoil(body: Any, chance: random.Random) -> None:
@@ -205,15 +216,15 @@ def _spoil(body: Any, chance: random.Random) -> None:
     elif how == 1 and isinstance(holder, list):
         holder += [holder[key]] * chance.choice((1, 100, 3000))
     elif how == 2 and isinstance(holder, dict):
-        holder[f"unknown-{chance.randrange(9)}"] = chance.choice(STRANGE)
+        holder[f"unknown-{chance.randrange(9)}"] = _one_of(STRANGE, chance)
     else:
-        holder[key] = chance.choice(STRANGE)
+        holder[key] = _one_of(STRANGE, chance)
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
     """Where something stands, at any depth."""
-    keys = range(len(value)) if isinstance(value, list) else list(value)
-    for key in keys[:5] if isinstance(value, list) else keys:
+    keys: list[Any] = [*range(len(value))][:5] if isinstance(value, list) else [*value]
+    for key in keys:
         yield value, key
         if isinstance(value[key], list | dict):
             yield from _places(value[key])

@@ -62,7 +62,7 @@ def request(
     version: str = "1.1",
 ) -> bytes:
     """A whole request, after which the connection ends."""
-    own = {"Host": "x", "Connection": "close"}
+    own = {"Host": "localhost", "Connection": "close"}
     own |= headers if body is not None else {}
     if body is not None and "Transfer-Encoding" not in headers:
         own.setdefault("Content-Length", str(len(body)))

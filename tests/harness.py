@@ -27,6 +27,8 @@ def evaluate(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     monkeypatch.chdir(ROOT)  # where the tasks' files are looked for
     kept = tmp_path_factory.getbasetemp() / "datasets"  # what takes time is done once a session
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", kept)
+    # It asks pip and compilers about the machine, for seconds.
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
     manager = TaskManager(include_path=str(FOLDER), include_defaults=False)
 
     def run(model: Any, model_args: Any = None, **more: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import aiohttp
 
 from tests.load_work import BAD, Ask
 
-MANNERS = {"whole": 40, "stream": 40, "leave": 10, "mistake": 10}  # of 100
+MANNERS = {"whole": 40, "stream": 39, "leave": 10, "mistake": 10, "pin": 1}  # of 100
 UNSENT = (aiohttp.ServerDisconnectedError, aiohttp.ClientConnectorError)  # nobody began to answer
 
 
@@ -29,8 +29,10 @@ class Report:
     answered: list[Ask] = field(default_factory=list)
     left: list[tuple[Ask, int]] = field(default_factory=list)  # and events until then
     mistakes: Counter[int] = field(default_factory=Counter)  # by status
+    pinned: int = 0
     full: int = 0  # told to come again
     ended: int = 0
+    cut: int = 0  # of these, in the midst of the answer
     wrong: list[str] = field(default_factory=list)
     ids: Counter[str] = field(default_factory=Counter)
     first: list[float] = field(default_factory=list)  # seconds to the first event
@@ -42,7 +44,8 @@ class Report:
 
     @property
     def accounted(self) -> int:
-        return len(self.answered) + len(self.left) + self.mistakes.total() + self.ended
+        others = self.mistakes.total() + self.pinned + self.ended
+        return len(self.answered) + len(self.left) + others
 
     def __str__(self) -> str:
         gaps, first = sorted(self.gaps), sorted(self.first)
@@ -51,8 +54,9 @@ class Report:
         begins = ", ".join(f"{n} {1e3 * first[int(p * len(first))]:.0f}" for n, p in places.items())
         return (
             f"{self.clients} clients, {self.seconds:.0f} s: {len(self.answered)} answered, "
-            f"{len(self.left)} left, {self.mistakes.total()} mistakes, {self.full} times told to "
-            f"come again, {self.ended} ended by the server, {len(self.wrong)} wrong; "
+            f"{len(self.left)} left, {self.mistakes.total()} mistakes, {self.pinned} pinned, "
+            f"{self.full} times told to come again, {self.ended} refused by the server's end, "
+            f"{len(self.wrong)} wrong; "
             f"{self.tokens / self.seconds:.0f} tokens/s; "
             f"ms to the first event {begins}, between two {between}"
         )
@@ -98,8 +102,8 @@ class Load:
                 self.report.wrong.append(f"{manner}: {error!r}")
 
     async def _one(self, session: aiohttp.ClientSession, manner: str) -> None:
-        if manner == "mistake":
-            await self._mistake(session)
+        if manner in ("mistake", "pin"):
+            await (self._mistake if manner == "mistake" else self._pin)(session)
             return
         ask = self._random.choice(self._work)
         path, body = ask.path, ask.body
@@ -145,24 +149,38 @@ class Load:
         lines = [line[5:] for line in bytes(data).split(b"\n\n") if line]
         told = [json.loads(line) for line in lines if line.strip() != b"[DONE]"]
         if any("error" in one for one in told):
+            self.report.cut += 1
             self._unserved(f"{told[-1]}")
             return
         for one in told[-1:]:
             self._seen(one)
         self._compare(ask, ask.streamed(told))
 
+    async def _pin(self, session: aiohttp.ClientSession) -> None:
+        """A prompt that is another one each time: what it replaces is let go of."""
+        text = f"{self._random.random()} " * 20
+        async with session.put("/v1/prompts/moving", json={"text": text}) as response:
+            if await self._heard(response, "a pin", 200):
+                self.report.pinned += 1
+
     async def _mistake(self, session: aiohttp.ClientSession) -> None:
         path, body, wanted = self._random.choice(BAD)
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         kind = {"Content-Type": "application/json"}
         async with session.post(path, data=data, headers=kind) as response:
-            told = await response.json()
-            if response.status in (429, 503) and response.status != wanted:
-                self.report.ended += 1
-                return
-            self.report.mistakes[response.status] += 1
-            if response.status != wanted or not told.get("error"):
-                self.report.wrong.append(f"{path} {data[:60]!r}: {response.status} {told}")
+            if await self._heard(response, f"{path} {data[:60]!r}", wanted):
+                self.report.mistakes[response.status] += 1
+
+    async def _heard(self, response: aiohttp.ClientResponse, what: str, wanted: int) -> bool:
+        """Whether it was looked at; where not, it is not sent again."""
+        told = await response.json()
+        if response.status == 503:
+            self._unserved(f"{what}: {told}")
+        elif response.status == 429:
+            self.report.mistakes[429] += 1
+        elif response.status != wanted or (wanted >= 400 and not told.get("error")):
+            self.report.wrong.append(f"{what}: {response.status} {told}")
+        return response.status not in (429, 503)
 
     def _seen(self, answer: Any) -> Any:
         if "id" in answer:
@@ -176,5 +194,7 @@ class Load:
 
     def _unserved(self, what: str) -> None:
         self.report.ended += 1
-        if not self.ending:
+        if self.ending:
+            self.stop()
+        else:
             self.report.wrong.append(what)

@@ -52,10 +52,9 @@ class Ask:
         if self.path == "/v1/score":
             (one,) = answer["results"]
             return tuple(one["logprob"])
-        return tuple(
-            choice["text"] if "text" in choice else choice["message"]["content"]
-            for choice in answer["choices"]
-        )
+        choices = answer["choices"]
+        texts = [c["text"] if "text" in c else c["message"]["content"] for c in choices]
+        return (*texts, *_ranks(choices))
 
     def streamed(self, events: Sequence[Any]) -> tuple[Any, ...]:
         """The same, of a stream."""
@@ -66,13 +65,14 @@ class Ask:
             for choice in event["choices"]:
                 part = choice["text"] if "text" in choice else choice["delta"].get("content") or ""
                 texts[choice["index"]] = texts.get(choice["index"], "") + part
-        return tuple(texts[index] for index in sorted(texts))
+        choices = [choice for event in events for choice in event["choices"]]
+        return (*(texts[index] for index in sorted(texts)), *_ranks(choices))
 
 
 def asks(engine: Engine, count: int, seed: int) -> list[Ask]:
     """Of all kinds and lengths. The engine has PROMPT as its prefix."""
     random_ = random.Random(seed)
-    makers = (_completion, _chat, _samples, _generate, _chat, _score)
+    makers = (_completion, _chat, _samples, _generate, _chat, _score, _completion, _compared)
     made = [makers[i % len(makers)](engine, random_) for i in range(count)]
     return [_alone(engine, ask) for ask in made]
 
@@ -94,11 +94,19 @@ def _alone(engine: Engine, ask: Ask) -> Ask:
         (score,) = engine.score([ask.prompt], [ask.params])
         return replace(ask, wanted=tuple(score.logprob.tolist()))
     (output,) = engine.generate([ask.prompt], ask.params)
-    texts = [sample.text for sample in output.outputs]
+    wanted: list[Any] = [sample.text for sample in output.outputs]
     if isinstance(ask.prompt, str):
-        texts = [PROMPT.clean(text) for text in texts]
+        wanted = [PROMPT.clean(text) for text in wanted]
+    if "compare_with" in ask.body:
+        (score,) = engine.score([ask.body["prompt"]], [output.outputs[0].token_ids])
+        wanted += score.rank.tolist()
     tokens = sum(len(sample.token_ids) for sample in output.outputs)
-    return replace(ask, wanted=tuple(texts), tokens=tokens)
+    return replace(ask, wanted=tuple(wanted), tokens=tokens)
+
+
+def _ranks(choices: Sequence[Any]) -> list[int]:
+    """Of each token under a second context, where that was asked for."""
+    return [one["rank"] for choice in choices for one in choice.get("shift", ())]
 
 
 def _text(random_: random.Random) -> str:
@@ -115,6 +123,12 @@ def _completion(engine: Engine, random_: random.Random) -> Ask:
     body = {"prompt": text, "max_tokens": most, "temperature": 0}
     params = SamplingParams(max_tokens=most)
     return Ask("/v1/completions", body, engine.tokenizer.encode(text), params)
+
+
+def _compared(engine: Engine, random_: random.Random) -> Ask:
+    """Each token with its rank after the URIAL prompt."""
+    ask = _completion(engine, random_)
+    return replace(ask, body={**ask.body, "compare_with": {"urial_prompt": "default"}})
 
 
 def _samples(engine: Engine, random_: random.Random) -> Ask:

@@ -12,7 +12,7 @@ from tests.fakes import (
     hidden_of,
     logits_of,
 )
-from tests.test_sampling import cut
+from tests.test_stop import cut
 from urial_engine.kernels import sample as sampler
 from urial_engine.kv_cache import KVCache
 from urial_engine.outputs import CompletionOutput

@@ -164,9 +164,19 @@ def test_turns_share_the_context(tiny_model: TinyModel, tmp_path: Path) -> None:
     assert len(ids) == room // 2 > 50
     (row,) = map(json.loads, out.read_text().splitlines())
     assert row["choices"][0]["turns"][0] == text and row["choices"][0]["turns"][1]
-    source = write(source, [{"question_id": 1, "turns": ["a" * 156, "b"]}])
-    refused = cli(*run, "--in", source, "--out", tmp_path / "other", code=1)
-    assert f"{source}:1" in refused.stderr and "leave no room for 2 answers" in refused.stderr
+    rows = [
+        {"question_id": 1, "turns": ["a" * 156, "b"]},
+        MT[0],
+        {"question_id": 3, "turns": ["b"]},
+    ]
+    rows += [{"question_id": 9 + i, "turns": ["a" * 300]} for i in range(5)]
+    source = write(source, rows)
+    refused = cli(*run, "--in", source, "--out", tmp_path / "other", code=1).stderr
+    assert f"{source}:1" in refused and "leave no room for 2 answers" in refused
+    # All of them are told at once, before any is answered.
+    assert "6 of 8 rows cannot be asked; give a shorter --prompt, or a --in without" in refused
+    assert refused.count("is too long") == 4 and refused.rstrip().endswith("; …")
+    assert not list(tmp_path.glob("other*"))
 
 
 @pytest.mark.parametrize("suite", ["just-eval", "alpaca-eval", "mt-bench"])
@@ -208,6 +218,11 @@ def test_shards_that_do_not_belong_together(tiny_model: TinyModel, tmp_path: Pat
         ((one, tmp_path / "none"), "does not say with what"),
     ):
         assert message in cli("eval", "merge", merged, *shards, code=1).stderr
+    before, same = one.read_bytes(), tmp_path / "." / "one"
+    assert "is one of the shards" in cli("eval", "merge", same, one, two, code=1).stderr
+    assert one.read_bytes() == before
+    nowhere = tmp_path / "no" / "out"
+    assert f"no folder {nowhere.parent}" in cli("eval", "merge", nowhere, one, two, code=1).stderr
     rows = json.loads(two.read_text())
     two.write_text(json.dumps([*rows, *rows]))
     assert "the id 800 is that of" in cli("eval", "merge", merged, one, two, code=1).stderr
@@ -231,6 +246,7 @@ def test_shards_that_do_not_belong_together(tiny_model: TinyModel, tmp_path: Pat
         (("--prompt", "raw"), "has no form for a second turn"),
         (("--set", "n=2", "--temperature", 1), "the judges read one answer"),
         (("--suite", "just-eval"), "instruction must be a text"),
+        (("--out", "no such folder/out"), "there is no folder no such folder; make it first"),
     ],
 )
 def test_refused_before_any_work(

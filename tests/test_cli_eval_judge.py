@@ -14,6 +14,7 @@ import pytest
 
 from tests.command_line import cli, rows_of, start
 from tests.judges import ASPECTS, judge_server, verdict
+from tests.serving import serving, tiny_arguments
 
 TEMPLATE = 'Q: ${instruction}\nA: {output}\nAs {"score": {}} or {other}.\n'
 ROWS = [
@@ -143,6 +144,34 @@ def test_failures_are_kept_and_counted_and_asked_again_when_told(
     assert found["means"]["depth"] == {"mean": (2 * 4 + 10 * 1) / 12, "count": 12}
 
 
+def test_where_nothing_is_judged_the_command_fails(tmp_path: Path, run: tuple[Any, ...]) -> None:
+    with judge_server(lambda _: "Well.") as server:
+        done = cli(*run, "--address", server.address, code=1)
+    assert f"nothing judged: {tmp_path / 'out.json'} has what" in done.stderr
+    assert done.stdout.split("\n") == ["12 of 12 failed: not JSON", ""]  # and no empty table
+    assert summary_of(tmp_path)["judged"] == 0
+    assert {row["result"] for row in json.loads((tmp_path / "out.json").read_text())} == {"Well."}
+
+
+def test_our_own_server_judges(served_model: Path, tmp_path: Path, run: tuple[Any, ...]) -> None:
+    """A model that says anything but verdicts: what it says is kept as it is."""
+    how = ("--set", "max_tokens=12", "--concurrency", 3)
+    with serving(*tiny_arguments(served_model)) as server:
+        command = [*run, "--address", f"{server.url}/v1", *how]
+        command[command.index("j")] = "tiny"
+        assert "nothing judged" in cli(*command, code=1).stderr
+        rows = json.loads((tmp_path / "out.json").read_text())
+        kinds: Counter[str] = Counter()
+        for row in rows:
+            body = {"model": "tiny", "temperature": 0, "max_tokens": 12}
+            messages = [{"role": "user", "content": row["prompt"]}]
+            _, reply = server.ask("/v1/chat/completions", {**body, "messages": messages})
+            (choice,) = reply["choices"]
+            assert row["result"] == choice["message"]["content"] != ""
+            kinds["cut off" if choice["finish_reason"] == "length" else "not JSON"] += 1
+    assert len(rows) == 12 and summary_of(tmp_path)["failed"] == kinds
+
+
 def test_a_server_that_recovers_costs_nothing(tmp_path: Path, run: tuple[Any, ...]) -> None:
     tries: Counter[str] = Counter()
 
@@ -195,6 +224,7 @@ def test_where_nobody_is_or_nobody_is_let_in(tmp_path: Path, run: tuple[Any, ...
         (TEMPLATE, ("--api-key-env", "NO_SUCH_KEY"), "no such environment variable"),
         (TEMPLATE, ("--set", "seed"), "write NAME=VALUE"),
         (TEMPLATE, ("--suite", "mt"), "--suite mt is not known"),
+        (TEMPLATE, ("--out", "no such folder/x"), "there is no folder no such folder"),
     ],
 )
 def test_refused_before_anybody_is_asked(

@@ -37,6 +37,7 @@ def test_figures_are_those_of_hf(evaluate: Evaluate, open_lm: Open, tiny_model: 
 def test_figures_of_a_real_model(evaluate: Evaluate, open_lm: Open, real_model: Path) -> None:
     """Where greedy decoding gives some of the continuations, and answers are words."""
     some: dict[str, Any] = {"tasks": ["urial_last_word", "urial_answer"]}
+    some["gen_kwargs"] = {"max_gen_toks": 8}  # `hf` takes its time
     hf = evaluate(open_hf(real_model, batch_size=8), **some)
     ours = evaluate(open_lm(real_model, kv_cache_gib=0.3), **some)
     assert_close(ours, hf, some["tasks"])
@@ -217,34 +218,39 @@ def test_answers_that_the_harness_has_are_not_computed_again(
         assert answers(again, task) == answers(first, task)
 
 
+@pytest.mark.parametrize(("task", "steps"), [("urial_choice", 20), ("urial_text", 2)])
 def test_a_run_that_ends_early_keeps_what_it_has(
     evaluate: Evaluate,
     open_lm: Open,
     tiny_model: TinyModel,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    task: str,
+    steps: int,
 ) -> None:
-    """In the harness's cache of responses, request by request."""
+    """In the harness's cache of responses, request by request, and text by text."""
     model, cache = tiny_model(), str(tmp_path / "responses")
-    lm = open_lm(model, max_batch=1)
-    run, steps = lm.engine.run, iter(range(1000))
+    asked: list[int] = []
 
-    def stop_after_20(own: Any, after_step: Callable[[], None]) -> None:
-        def step() -> None:
-            after_step()
-            if next(steps) == 20:
-                raise KeyboardInterrupt
+    def run_to(end: int) -> dict[str, Any]:
+        lm, counted = open_lm(model, max_batch=1), iter(range(1, 1000))
+        run = lm.engine.run
 
-        run(own, step)
+        def counting(own: Any, after_step: Callable[[], None]) -> None:
+            def step() -> None:
+                after_step()
+                if next(counted) == end:
+                    raise KeyboardInterrupt
 
-    monkeypatch.setattr(lm.engine, "run", stop_after_20)
+            asked.append(len(own))
+            run(own, step)
+
+        monkeypatch.setattr(lm.engine, "run", counting)
+        return evaluate(lm, use_cache=cache, tasks=[task])
+
     with pytest.raises(KeyboardInterrupt):
-        evaluate(lm, use_cache=cache, tasks=["urial_choice"])
-    counted: list[int] = []
-    lm = open_lm(model)
-    run = lm.engine.run
-    monkeypatch.setattr(
-        lm.engine, "run", lambda own, step: (counted.append(len(own)), run(own, step))
-    )
-    evaluate(lm, use_cache=cache, tasks=["urial_choice"])
-    assert sum(counted) < 40
+        run_to(steps)
+    answered = answers(run_to(0), task)
+    whole, rest = asked
+    assert 0 < rest < whole
+    assert answered == answers(evaluate(open_lm(model), tasks=[task]), task)

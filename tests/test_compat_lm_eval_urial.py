@@ -29,6 +29,17 @@ from urial_engine.sampling import SamplingParams
 
 evaluate, open_lm = harness.evaluate, harness.open_lm  # the fixtures
 PAGE = ROOT / "docs" / "tools" / "lm-eval.md"
+# Runs before a program: torch and transformers are not there for it, and only our tasks are listed,
+# since to list all takes seconds.
+WITHOUT_TORCH = """
+from functools import partial
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+hidden = lambda name: name.partition(".")[0] in ("torch", "transformers")
+PathFinder.find_spec = staticmethod(lambda *name: None if hidden(name[0]) else find(*name))
+import lm_eval.tasks
+lm_eval.tasks.TaskManager = partial(lm_eval.tasks.TaskManager, include_defaults=False)
+"""
 USER, BOT = ({"role": role, "content": f"one {role}"} for role in ("user", "assistant"))
 SYSTEM = {"role": "system", "content": "Be brief."}
 
@@ -142,6 +153,32 @@ def test_chats_by_the_models_template(
         lm.apply_chat_template([{"role": "critic", "content": "No."}])
 
 
+@pytest.mark.parametrize(
+    ("template", "wrong", "message"),
+    [
+        ("", TokenizerError, "has no default chat template"),
+        ("{{ 'Nothing.' }}", PromptError, "does not write the message to be continued: 'one assi"),
+    ],
+)
+def test_chats_that_a_template_cannot_write(
+    open_lm: Open,
+    tiny_model: TinyModel,
+    caplog: pytest.LogCaptureFixture,
+    template: str,
+    wrong: type[Exception],
+    message: str,
+) -> None:
+    model = tiny_model()
+    path = model / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    settings.pop("chat_template")
+    path.write_text(json.dumps(settings | ({"chat_template": template} if template else {})))
+    lm = open_lm(model)
+    with pytest.raises(wrong, match=message):
+        lm.apply_chat_template([SYSTEM, USER, BOT], False)
+    assert not [r for r in caplog.records if "system messages" in r.getMessage()]
+
+
 def test_prepared_requests_are_told_apart(
     open_lm: Open, tiny_model: TinyModel, tmp_path: Path
 ) -> None:
@@ -168,20 +205,25 @@ def test_the_page_runs(
     assert len(commands) == 2
     more = ["--include_path", str(FOLDER), "--output_path", str(tmp_path), "--limit", "3"]
     monkeypatch.chdir(ROOT)
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "datasets")}
-    for name, value in offline.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_TORCH)
     (module, line), (_, other) = commands
     command = [sys.executable, "-m", module, *shlex.split(line), *more]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    with monkeypatch.context() as its:
+        its.setenv("PYTHONPATH", str(tmp_path))
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "urial_choice" in done.stdout, done.stderr
-    ours_only = partial(TaskManager, include_defaults=False)  # to list all takes seconds
+    ours_only = partial(TaskManager, include_defaults=False)
     monkeypatch.setattr("lm_eval.tasks.TaskManager", ours_only)
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
     monkeypatch.setattr(sys, "argv", [module, *shlex.split(other), *more])
     launcher.main()
     assert "urial_answer" in capsys.readouterr().out
     results = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("results*.json"))]
     assert [r["config"]["engine"].get("prefix_tokens", 0) > 500 for r in results] == [False, True]
+    assert results[0]["transformers_version"] == "N/A"
+    assert results[0]["pretty_env_info"] == "N/A (torch not installed)"
     (program,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
     program = program.replace("simple_evaluate(", "simple_evaluate(task_manager=manager, ")
     exec(compile(program, str(PAGE), "exec"), {"manager": ours_only(include_path=str(FOLDER))})

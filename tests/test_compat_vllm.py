@@ -55,6 +55,10 @@ def test_defaults_are_those_of_vllm() -> None:
         n=2, presence_penalty=0.1, frequency_penalty=0.2, repetition_penalty=1.3, temperature=0.5,
         top_p=0.9, top_k=7, min_p=0.05, seed=11,
     )  # fmt: skip
+    several = {"presence_penalty": 0.1, "top_k": 7, "max_tokens": None}
+    assert SamplingParams.from_optional(n=None, temperature=None, **several) == SamplingParams(
+        **several
+    )
     copied = params.clone()
     copied.stop.append("x")
     assert (params.stop, copied.stop) == ([], ["x"])
@@ -90,7 +94,8 @@ def test_it_gives_what_the_engine_gives(
             for name in ("index", "text", "token_ids", "logprobs", "finish_reason", "stop_reason"):
                 assert getattr(sample, name) == getattr(same, name), name
             assert sample.cumulative_logprob == same.cumulative_logprob
-            assert sample.finished()
+            assert sample.finished() and sample.lora_request is None
+        assert output.lora_request is output.encoder_prompt is None
 
 
 def test_prompts_in_every_form(open_llm: OpenLLM) -> None:

@@ -44,11 +44,21 @@ def test_values_that_mean_what_is_done_anyway_are_fine(
 def test_what_has_no_meaning_is_named_in_one_line(
     open_llm: OpenLLM, tiny_model: TinyModel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    asked = dict.fromkeys(UNUSED, "other")
-    open_llm(model=tiny_model(), tensor_parallel_size=1, **asked)
+    model = tiny_model()
+    open_llm(model=model, **dict.fromkeys(UNUSED, "other"))
     ((said, level),) = {(r.getMessage(), r.levelname) for r in caplog.records}
     assert level == "WARNING" and said.count("='other'") == len(UNUSED)
     assert all(f"{name}='other'" in said for name in UNUSED)
+    caplog.clear()
+    open_llm(model=model, tensor_parallel_size=4, pipeline_parallel_size=1, swap_space=8)
+    (record,) = caplog.records  # URIAL's scripts ask for as many devices as its machines had
+    assert record.getMessage() == (
+        "of no meaning here, and so not used: tensor_parallel_size=4, swap_space=8, "
+        "there is one device, and it gives the results of any number"
+    )
+    caplog.clear()
+    open_llm(model=model, swap_space=8)
+    assert "one device" not in caplog.text and "swap_space=8" in caplog.text
 
 
 def test_a_name_that_vllm_does_not_have(tiny_model: TinyModel) -> None:

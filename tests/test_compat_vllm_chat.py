@@ -41,8 +41,8 @@ def test_chat_is_the_models_template(open_llm: OpenLLM) -> None:
         llm.chat(begun, params, chat_template="x", **how)
     how = {"chat_template_content_format": "string", "chat_template_kwargs": {}, "tools": None}
     assert llm.chat(talk, params, use_tqdm=False, **how)[0].prompt == text
-    with pytest.raises(ParameterError, match=r"chat_template_kwargs=\{'enable_thinking': False\}"):
-        llm.chat(talk, params, chat_template_kwargs={"enable_thinking": False})
+    how = {"chat_template": own + "{{ thinking }}", "chat_template_kwargs": {"thinking": 7}}
+    assert llm.chat(talk, params, False, **how)[0].prompt == "<s>[hi]7"
     with pytest.raises(ParameterError, match="tools="):
         llm.chat(talk, params, tools=[{}])
     with pytest.raises(PromptError, match="image_url"):
@@ -72,9 +72,17 @@ def test_the_tokenizer_has_the_names_of_transformers(
     for token in ("<|im_end|>", "Ġthe", "no such token", ["<|im_end|>", "a"]):
         assert tokenizer.convert_tokens_to_ids(token) == theirs.convert_tokens_to_ids(token)
     assert tokenizer.convert_ids_to_tokens(10**6) is None
-    names = ["bos_token", "eos_token", "unk_token", "pad_token", "bos_token_id", "eos_token_id"]
-    for name in (*names, "chat_template"):
+    roles = ["bos_token", "eos_token", "unk_token", "pad_token"]
+    names = [*roles, *(f"{role}_id" for role in roles), "all_special_tokens", "all_special_ids"]
+    for name in (*names, "chat_template", "model_max_length"):
         assert getattr(tokenizer, name) == getattr(theirs, name), name
+    assert tokenizer.tokenize(text) == theirs.tokenize(text)
+    for one in (tokenizer, theirs):
+        one.pad_token = "<file_sep>"
+    assert tokenizer.pad_token_id == theirs.pad_token_id
+    assert tokenizer.all_special_ids == theirs.all_special_ids
+    tokenizer.pad_token_id = tokenizer.eos_token_id
+    assert tokenizer.pad_token == "<|im_end|>"
     assert len(tokenizer) == len(theirs) and tokenizer.get_vocab() == theirs.get_vocab()
     for how in ({}, {"add_generation_prompt": True}):
         wanted = theirs.apply_chat_template(talk, tokenize=False, **how)
@@ -82,8 +90,32 @@ def test_the_tokenizer_has_the_names_of_transformers(
         own = tokenizer.apply_chat_template(talk, **how)
         assert own == theirs.encode(wanted, add_special_tokens=False)
         assert tokenizer.apply_chat_template(talk, return_dict=True, **how).input_ids == own
+        both = [talk, [{"role": "user", "content": "And?"}]]
+        wanted = theirs.apply_chat_template(both, tokenize=False, **how)
+        assert tokenizer.apply_chat_template(both, tokenize=False, **how) == wanted
+        assert tokenizer.apply_chat_template(both, **how) == [theirs.encode(t) for t in wanted]
     talk = [*talk, {"role": "assistant", "content": "Well"}]
     how = {"continue_final_message": True, "tokenize": False}
     assert tokenizer.apply_chat_template(talk, **how) == theirs.apply_chat_template(talk, **how)
     with pytest.raises(AttributeError, match=r"no padding_side; there are .*encode"):
         tokenizer.padding_side  # noqa: B018
+
+
+def test_keywords_of_transformers(open_llm: OpenLLM, real_model: Path) -> None:
+    """What a template asks for is handed to it; what nobody does here is refused by name."""
+    tokenizer = open_llm(model=real_model, kv_cache_memory_bytes=1 << 26).get_tokenizer()
+    theirs = AutoTokenizer.from_pretrained(real_model)
+    ids, talk = theirs.encode("Größe"), [{"role": "user", "content": "hi"}]
+    thinks = {"chat_template": "{{ enable_thinking }}", "tokenize": False, "enable_thinking": True}
+    same = tokenizer.apply_chat_template(talk, **thinks, padding=False, return_tensors=None)
+    assert same == theirs.apply_chat_template(talk, **thinks) == "True"
+    assert tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    for refused, words in (
+        (lambda: tokenizer.apply_chat_template(talk, return_tensors="pt"), "return_tensors='pt'"),
+        (lambda: tokenizer("a", truncation=True), "truncation=True"),
+        (lambda: tokenizer.encode("a", max_length=2), "max_length=2"),
+        (lambda: tokenizer.batch_decode([ids], clean_up_tokenization_spaces=True), "clean_up"),
+        (lambda: tokenizer("a", pading=True), "pading=True: no argument"),
+    ):
+        with pytest.raises(ParameterError, match=words):
+            refused()

@@ -40,7 +40,7 @@ def run(*command: object, cwd: Path, code: int = 0) -> subprocess.CompletedProce
             {"num_outputs": 3, "temperature": 0.8, "top_p": 0.9, "seed": 11, "max_tokens": 12},
             {"n": 3, "temperature": 0.8, "top_p": 0.9, "seed": 11, "max_tokens": 12},
         ),
-        ({"batch_size": 8}, {"max_tokens": 7500}),
+        ({"batch_size": 8, "tensor_parallel_size": 4}, {"max_tokens": 7500}),
     ],
 )
 def test_a_script_of_vllm_gives_the_answers_of_the_engine(
@@ -53,7 +53,14 @@ def test_a_script_of_vllm_gives_the_answers_of_the_engine(
     words = [w for name, value in {**named, **options}.items() for w in (f"--{name}", value)]
     done = run(*LAUNCHER, SCRIPT, *words, cwd=tmp_path)
     assert done.stdout == f"5 answers in {out}\n"
-    assert done.stderr == "of no meaning here, and so not used: gpu_memory_utilization=0.8\n"
+    (said,) = done.stderr.splitlines()
+    assert said.startswith("of no meaning here, and so not used: ")
+    assert "gpu_memory_utilization=0.8" in said
+    assert (
+        ("tensor_parallel_size=4" in said)
+        == ("one device" in said)
+        == ("max_tokens" not in options)
+    )
     rows = json.loads(out.read_text())
     prompts = [f"{PREFIX}\n# Query:\n```\n{q}\n```\n\n# Answer:\n```\n" for q in QUERIES]
     with Engine(model) as engine:
@@ -105,6 +112,7 @@ def test_the_script_sees_what_python_shows_it(tmp_path: Path) -> None:
 IMPORTS = """
 import sys, vllm
 from vllm import LLM, CompletionOutput, RequestOutput, SamplingParams, TextPrompt, TokensPrompt
+from vllm.inputs import PromptType
 from vllm.outputs import RequestOutput as same
 from vllm.sampling_params import SamplingParams as also
 from vllm.entrypoints.llm import LLM as third
@@ -139,6 +147,47 @@ def test_a_real_vllm_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "AsyncLLMEngine" in name and "urial_engine/compat/vllm" in name
 
 
+CHILDREN = """
+import multiprocessing, os, subprocess, sys
+def version(_):
+    import vllm
+    from vllm.sampling_params import SamplingParams
+    return vllm.__version__
+if __name__ == "__main__":
+    print(version(0))
+    for how in ("spawn", "fork"):
+        with multiprocessing.get_context(how).Pool(1) as pool:
+            print(*pool.map(version, [0]))
+    code = "from vllm import LLM; import vllm; print(vllm.__version__); import vllm.lora"
+    for environment in (None, dict(os.environ)):
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        print(done.stdout.strip(), "this vllm is urial-engine" in done.stderr)
+"""
+
+
+def test_processes_of_the_script_have_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where vLLM is installed, or earlier on the path than what is installed."""
+    real = tmp_path / "installed" / "vllm"
+    real.mkdir(parents=True)
+    (real / "__init__.py").write_text("__version__, LLM = 'the real one', None")
+    (real / "sampling_params.py").write_text("SamplingParams = None")
+    monkeypatch.setenv("PYTHONPATH", str(real.parent))
+    folder = tmp_path / "scripts"
+    folder.mkdir()
+    (folder / "script.py").write_text(CHILDREN)
+    (folder / "vllm").mkdir()  # results, for instance: it is no package
+    ours = [f"0.32.0+urial.engine{end}" for end in ("", "", "", " True", " True")]
+    for command in (["scripts/script.py"], ["-m", "scripts.script"]):
+        assert run(*LAUNCHER, *command, cwd=tmp_path).stdout.splitlines() == ours
+    assert run(sys.executable, "scripts/script.py", cwd=tmp_path).stdout.count("the real one") == 5
+    (folder / "vllm.py").write_text("")
+    refused = run(*LAUNCHER, "scripts/script.py", cwd=tmp_path, code=2)
+    assert f"{folder} has a vllm of its own" in refused.stderr and not refused.stdout
+
+
 def test_how_it_is_called(tmp_path: Path) -> None:
     assert "SCRIPT [ARGUMENT ...]" in run(*LAUNCHER, "--help", cwd=tmp_path).stdout
     for command, words in (([], "usage:"), (["-m"], "no file -m"), (["x.py"], "no file x.py")):
@@ -150,7 +199,7 @@ def test_how_it_is_called(tmp_path: Path) -> None:
 
 def test_the_page_runs_as_it_stands(tiny_model: TinyModel, tmp_path: Path) -> None:
     model, page = tiny_model(), PAGE.read_text()
-    (shell,) = re.findall(r"^```sh\n(.*?)^```", page, re.M | re.S)
+    shell, urials = re.findall(r"^```sh\n(.*?)^```", page, re.M | re.S)
     (program,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
     program = program.replace("path/to/model", str(model))
     (tmp_path / "ours.py").write_text(program)
@@ -160,3 +209,15 @@ def test_the_page_runs_as_it_stands(tiny_model: TinyModel, tmp_path: Path) -> No
     words = shell.split()
     assert words[:3] == ["python", *LAUNCHER[1:]]
     assert run(sys.executable, *words[1:], cwd=tmp_path).stdout == truth.stdout
+    # URIAL's script fetches its questions and prefixes; ours has the rest of its options.
+    (tmp_path / "queries.txt").write_text("\n".join(QUERIES))
+    (tmp_path / "inst_1k_v4").write_text(PREFIX)
+    line = urials.replace("--engine vllm ", "").replace(
+        "--data_name just_eval", "--queries queries.txt"
+    )
+    words = (
+        line.replace("src/unified_infer.py", str(SCRIPT))
+        .replace("path/to/model", str(model))
+        .split()
+    )
+    assert run(sys.executable, *words[1:], cwd=tmp_path).stdout == "5 answers in answers.json\n"

@@ -11,6 +11,7 @@ from tests.fixtures import TinyModel
 from urial_engine.engine import Engine
 from urial_engine.errors import CapacityError, PromptError
 from urial_engine.sampling import SamplingParams
+from urial_engine.scheduler_requests import Generation, Request
 
 TEXT = "A constant beginning. " * 9
 PARAMS = SamplingParams(max_tokens=12)
@@ -75,7 +76,7 @@ def test_while_others_run(tiny_model: TinyModel) -> None:
 
 def test_what_cannot_be_is_refused(tiny_model: TinyModel) -> None:
     with Engine(tiny_model(), kv_cache_gib=0.0003) as engine:
-        with pytest.raises(CapacityError, match=r"needs .* cache blocks and a prompt at least one"):
+        with pytest.raises(CapacityError, match=r"needs .* cache blocks, and 1 must be left"):
             engine.pin([5] * 500)
         prefix = engine.pin([5, 6, 7])
         with pytest.raises(PromptError, match="no text continues a prefix of token ids"):
@@ -83,3 +84,35 @@ def test_what_cannot_be_is_refused(tiny_model: TinyModel) -> None:
         assert engine.generation([5, 6, 7, 8], PARAMS, "it", prefix=prefix).prefix == 3
         with pytest.raises(PromptError, match="entry 0 is 999"):
             engine.pin([999])
+
+
+def test_who_loses_his_room_to_a_prefix_ends_alone(tiny_model: TinyModel) -> None:
+    """He was let in when there was room for him; nobody waits for him for ever."""
+    with Engine(tiny_model(), kv_cache_gib=0.0006, max_batch=1) as engine:
+        room = engine.load.blocks * engine.backend.block_size
+
+        def request(count: int) -> Generation:
+            params = SamplingParams(max_tokens=count, ignore_eos=True)
+            return engine.generation([7], params, "it")
+
+        ids = [5] * (room // 2)
+        prefix = Request("the prefix", ids, len(ids) - 1, pin=True)
+        first, large, small = request(9), request(room), request(9)
+        for one in (first, prefix, large, small):
+            engine.submit(one)
+        while engine.step():
+            pass
+        assert isinstance(large.error, CapacityError) and "raise kv_cache_gib" in str(large.error)
+        assert first.error is prefix.error is small.error is None
+        assert len(small.samples[0].token_ids) == 9
+
+
+def test_a_prefix_leaves_the_room_that_is_asked_for(tiny_model: TinyModel) -> None:
+    with Engine(tiny_model(), kv_cache_gib=0.0006) as engine:
+        room = engine.load.blocks * engine.backend.block_size
+        ids = [5] * (room // 2)
+        with pytest.raises(CapacityError, match="must be left for prompts"):
+            engine.pin(ids, spare=room // 2 + 1)
+        assert engine.capacity([7]) == min(room, engine.context)
+        engine.pin(ids, spare=room // 2 - engine.backend.block_size)
+        assert engine.capacity([7]) <= room // 2 < engine.capacity([*ids, 7])

@@ -29,7 +29,7 @@ FLOW = (
     *("evaluation", "compat", "server", "cli"),
 )
 # Modules before the command line that read environment variables, and which: each is documented.
-ENVIRONMENT: dict[str, set[str]] = {}
+ENVIRONMENT: dict[str, set[str]] = {"compat.vllm.__main__": {"PYTHONPATH"}}
 # Only tests and benchmarks may import these: the oracles, and what a light install leaves out.
 ORACLES = {"torch", "transformers", "triton", "accelerate", "pytest"}
 # And what runs on a GPU, which nothing imports that does not.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import count
 
 from tests.schedules import Bench, alone, completions, generation, greedy, sampled, told
-from urial_engine.scheduler_requests import Generation, Request
+from urial_engine.scheduler_requests import Generation, Request, Scored
 
 
 def made(request: Request) -> int:
@@ -46,6 +46,22 @@ def test_decoding_goes_on_while_long_prompts_are_read() -> None:
         bench.scheduler.step()
     for request in (*decoding, *stream):
         assert told(completions(request)[0]) == alone(request.ids, request.params)
+
+
+def test_what_is_urgent_comes_next_and_takes_no_place() -> None:
+    bench = Bench(blocks=700, max_batch=2, chunk=16)
+    running = [generation([2, t], greedy(40)) for t in range(3, 5)]
+    waiting = [generation([2, t], greedy(3)) for t in range(5, 9)]
+    submit(bench, *running, *waiting)
+    bench.scheduler.step()
+    looks = [
+        Request("look", [2, 3, 9, t], 2, scored=Scored([t, 1], 0), urgent=True) for t in (10, 11)
+    ]
+    submit(bench, *looks)
+    bench.scheduler.step()
+    bench.scheduler.step()
+    assert all(look.finished and look.error is None for look in looks)
+    assert [made(request) for request in (*running, *waiting)] == [3, 3, 0, 0, 0, 0]
 
 
 def test_where_nobody_decodes_a_step_reads_a_whole_chunk() -> None:

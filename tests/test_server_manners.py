@@ -23,7 +23,9 @@ def test_who_leaves_frees_the_work_and_no_mistake_fills_the_log(served_model: Pa
         for body in ({**long, "stream": False}, long):
             host, port = server.url.removeprefix("http://").split(":")
             data = json.dumps({**body, "prompt": "a secret"}).encode()
-            head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n"
+            head = (
+                f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(data)}\r\n"
+            )
             with socket.create_connection((host, int(port))) as connection:
                 connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + data)
                 until(lambda: metric(server, "urial_requests_active") == 1)
@@ -114,7 +116,7 @@ def test_listening_to_the_world_without_a_key_is_told(served_model: Path) -> Non
 
 def test_what_a_client_does_not_say_fits_the_limits(served_model: Path) -> None:
     with serving(*tiny_arguments(served_model), "--max-new-tokens", 5) as server:
-        status, answer = server.ask("/generate", {"inputs": "a"})
+        status, answer = server.ask("/generate", {"inputs": "a", "parameters": {"details": True}})
         assert (status, answer["details"]["generated_tokens"]) == (200, 5)
         assert (
             server.ask("/generate", {"inputs": "a", "parameters": {"max_new_tokens": 6}})[0] == 422

@@ -180,11 +180,14 @@ class EngineBase:
         label: str,
         *,
         prefix: Prefix | None = None,
+        urgent: bool = False,
     ) -> Request:
-        """A checked request for `run` or `submit`, as `score` makes them."""
+        """A checked request for `run` or `submit`, as `score` makes them. `urgent`: short, and the
+        next to be read, whoever else waits."""
         check_top("top_k", top_k, self.backend)
         ids, start = self._after(prefix, prompt, label).read_pair(prompt, continuation, label)
-        return Request(label, ids[:-1], start - 1, scored=Scored(ids[start:], top_k))
+        scored = Scored(ids[start:], top_k)
+        return Request(label, ids[:-1], start - 1, scored=scored, urgent=urgent)
 
     def run(
         self, requests: Sequence[Request], after_step: Callable[[], None] | None = None
@@ -209,18 +212,28 @@ class EngineBase:
         return Load(*self._scheduler.load, self._cache.blocks, self._cache.available)
 
     def pin(
-        self, prefix: str | UrialPrompt | Sequence[int], folder: str | Path | None = None
+        self,
+        prefix: str | UrialPrompt | Sequence[int],
+        folder: str | Path | None = None,
+        *,
+        spare: int = 1,
     ) -> Prefix:
         """Compute a prefix once, or restore it from `folder`, and keep it until `unpin`.
 
         Prompts find it by themselves, as they do everything in the cache. CapacityError where there
-        is no room for it; PrefixStoreError where it must be stored and cannot be.
+        is no room for it and `spare` tokens of others; PrefixStoreError where it must be stored and
+        cannot be.
         """
         text = prefix.text if isinstance(prefix, UrialPrompt) else prefix
         reader = self._reader_after(text if isinstance(text, str) else "")
         ids = reader.read("" if isinstance(text, str) else text, "the prefix", room=1)
-        leaf, info = self._pinning.pin(ids, folder)
+        leaf, info = self._pinning.pin(ids, folder, spare)
         return Prefix(text if isinstance(text, str) else None, ids, reader, leaf, info)
+
+    def capacity(self, ids: list[int]) -> int:
+        """How many tokens a text that begins with `ids` can have: as many as the context, or as the
+        cache holds beside all that is pinned."""
+        return min(self.context, self._cache.room(ids, len(ids)) * self._cache.block_size)
 
     def unpin(self, prefix: Prefix) -> None:
         """From now on it gives way to what needs its memory."""

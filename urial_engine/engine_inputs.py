@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from .errors import ParameterError, PromptError
+from .errors import ContextError, ParameterError, PromptError
 from .sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class PromptReader:
             )
         if len(ids) + room > self._context:
             more = f" and {room} more" if room else ""
-            raise PromptError(
+            raise ContextError(
                 f"{label} is too long: {len(ids)} tokens{more} in a context of {self._context}"
             )
         return ids

@@ -40,18 +40,21 @@ class Pinning:
         self._runner = runner
         self._weights = weights
 
-    def pin(self, ids: list[int], folder: str | Path | None) -> tuple[Segment, dict[str, object]]:
+    def pin(
+        self, ids: list[int], folder: str | Path | None, spare: int
+    ) -> tuple[Segment, dict[str, object]]:
         """Where it stands from now on, and what `Prefix.info` says of it.
 
-        CapacityError where the cache has no room for it and one block more; PrefixStoreError where
-        it must be stored and cannot be.
+        CapacityError where the cache has no room for it and `spare` tokens more; PrefixStoreError
+        where it must be stored and cannot be.
         """
         need, began = self._cache.blocks_for(len(ids)), time.perf_counter()
-        if need >= (room := self._cache.room(ids, len(ids))):
+        others = self._cache.blocks_for(spare)
+        if need + others > (room := self._cache.room(ids, len(ids))):
             raise CapacityError(
-                f"the prefix of {len(ids)} tokens needs {need} cache blocks and a prompt at least "
-                f"one more; at most {room} of the {self._cache.blocks} can be free for it: raise "
-                "kv_cache_gib"
+                f"the prefix of {len(ids)} tokens needs {need} cache blocks, and {others} must "
+                f"be left for prompts; at most {room} of the {self._cache.blocks} can be free for "
+                "it: raise kv_cache_gib"
             )
         if folder is None:
             leaf, source = self._compute(ids)

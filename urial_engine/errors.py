@@ -40,6 +40,10 @@ class PromptError(UrialError, ValueError):
     """A prompt cannot be run: empty, longer than the context, token ids outside the vocabulary."""
 
 
+class ContextError(PromptError):
+    """A prompt is longer than the context."""
+
+
 class CapacityError(UrialError, MemoryError):
     """The KV-cache budget can never hold what is asked for."""
 

@@ -22,7 +22,7 @@ import numpy as np
 from .backends.base import Backend, HeadScores, Hidden, Sampled
 from .errors import CapacityError, NumericsError
 from .kv_cache import KVCache, common_run
-from .scheduler_batch import Judged, Read, SampleBatches, forward_batch, judged, logprobs_at
+from .scheduler_batch import Judged, Read, SampleBatches, forward_batch, judged, logprobs_at, shares
 from .scheduler_requests import Generation, Request, Sequence
 from .scheduler_samples import Sample
 
@@ -50,19 +50,29 @@ class Scheduler:
     def submit(self, request: Request) -> None:
         """CapacityError as `check` says."""
         self.check(request)
-        self._waiting += [(request, s) for s in request.samples] or [(request, None)]
+        samples: list[Sample | None] = [*request.samples] or [None]
+        new = [(request, sample) for sample in samples]
+        if request.urgent:
+            self._waiting.extendleft(reversed(new))
+        else:
+            self._waiting += new
 
     def check(self, request: Request) -> None:
         """CapacityError where it could not run were everything else finished and gone."""
+        if (error := self._never(request)) is not None:
+            raise error
+
+    def _never(self, request: Request) -> CapacityError | None:
         room = self._cache.room(request.ids, request.rows_from)
         blocks = self._cache.blocks_for(request.tokens)
-        if blocks > room:
-            raise CapacityError(
-                f"{request.label}: {len(request.ids)} prompt tokens and room for "
-                f"{request.tokens - len(request.ids)} more need {blocks} cache blocks of "
-                f"{self._cache.block_size} tokens, and at most {room} of the {self._cache.blocks} "
-                "can be free for it; raise kv_cache_gib or lower max_tokens"
-            )
+        if blocks <= room:
+            return None
+        return CapacityError(
+            f"{request.label}: {len(request.ids)} prompt tokens and room for "
+            f"{request.tokens - len(request.ids)} more need {blocks} cache blocks of "
+            f"{self._cache.block_size} tokens, and at most {room} of the {self._cache.blocks} "
+            "can be free for it; raise kv_cache_gib or lower max_tokens"
+        )
 
     def cancel(self, request: Request) -> None:
         """It ends with what it has, at the next `drop_cancelled`. Any thread, at any time."""
@@ -93,10 +103,15 @@ class Scheduler:
     # What to read
 
     def _plan(self) -> list[Read]:
-        if self._waiting:
+        while waiting := len(self._waiting):
             self._admit()
-        assert self._running or not self._waiting
-        given = self._share_out() if self._prompts else {}
+            if self._running:
+                break
+            assert len(self._waiting) < waiting  # nothing runs: who is next must, or be refused
+        given: dict[Sequence, int] = {}
+        if self._prompts:
+            decoding = len(self._running) > len(self._prompts)
+            given = shares(self._prompts, -(-self._chunk // 2) if decoding else self._chunk)
         for s in self._running:
             grown = self._cache.grow(s.leaf, s.leaf.end + given.get(s, 1))  # one, of a sample
             if grown or not s.table:
@@ -108,29 +123,12 @@ class Scheduler:
             if (count := given.get(s, 1))
         ]
 
-    def _share_out(self) -> dict[Sequence, int]:
-        """How many tokens of each prompt this step reads.
-
-        Half of them are the oldest prompt's, so that it ends however many come after it; the rest
-        go to the shortest first, so that a short one does not wait for a long one. While samples
-        wait for the step it reads half as much: that bounds the time between two of their tokens.
-        """
-        decoding = len(self._running) > len(self._prompts)
-        left = -(-self._chunk // 2) if decoding else self._chunk
-        given = dict.fromkeys(self._prompts, 0)
-        shortest_first = sorted(self._prompts, key=lambda prompt: prompt.pending)
-        oldest = [(prompt, -(-left // 2)) for prompt in self._prompts[:1]]
-        for prompt, most in oldest + [(prompt, left) for prompt in shortest_first]:
-            count = min(prompt.pending - given[prompt], most, left)
-            given[prompt] += count
-            left -= count
-        return given
-
     def _admit(self) -> None:
         """Begin those whose turn it is; no more are looked at than could run."""
         for request, sample in list(islice(self._waiting, self._max_batch)):
             if not request.finished:
-                if len(self._running) == self._max_batch:
+                usual = sum(not sequence.request.urgent for sequence in self._running)
+                if usual == self._max_batch and not request.urgent:
                     break
                 leads = sample is None or sample is request.samples[0]
                 limit = request.rows_from if leads else len(request.ids) - 1
@@ -138,14 +136,20 @@ class Scheduler:
                     continue
                 blocks = self._cache.blocks_for(request.tokens)
                 leaf = self._cache.attach(request.ids, limit, blocks)
-                if leaf is None:
+                if leaf is not None:
+                    self._begin(Sequence(request, list(request.ids), leaf, sample, leads))
+                elif (error := self._never(request)) is None:
                     break
-                request.begin(cached=leaf.end)
-                sequence = Sequence(request, list(request.ids), leaf, sample, leads)
-                self._running.append(sequence)
-                if leads or sequence.pending > 1:  # others find their prompt read
-                    self._prompts.append(sequence)
+                else:  # a prefix that was pinned since has taken its room
+                    request.error = error
+                    self._end(request)
             self._waiting.remove((request, sample))
+
+    def _begin(self, sequence: Sequence) -> None:
+        sequence.request.begin(cached=sequence.leaf.end)
+        self._running.append(sequence)
+        if sequence.leads or sequence.pending > 1:  # others find their prompt read
+            self._prompts.append(sequence)
 
     def _is_being_read(self, request: Request, limit: int) -> bool:
         """Another prompt that is read just now will leave blocks in the cache for this one."""

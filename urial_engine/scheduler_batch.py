@@ -25,6 +25,23 @@ class Read(NamedTuple):
     ids: list[int]
 
 
+def shares(prompts: list[Sequence], left: int) -> dict[Sequence, int]:
+    """How many tokens of each of `prompts`, the oldest first, a step reads of the `left` ones.
+
+    Half of them are the oldest prompt's, so that it ends however many come after it; the rest go to
+    the shortest first, so that a short one does not wait for a long one. (While samples wait for
+    the step, half as much is given: that bounds the time between two of their tokens.)
+    """
+    given = dict.fromkeys(prompts, 0)
+    shortest_first = sorted(prompts, key=lambda prompt: prompt.pending)
+    oldest = [(prompt, -(-left // 2)) for prompt in prompts[:1]]
+    for prompt, most in oldest + [(prompt, left) for prompt in shortest_first]:
+        count = min(prompt.pending - given[prompt], most, left)
+        given[prompt] += count
+        left -= count
+    return given
+
+
 def forward_batch(plan: list[Read]) -> Batch:
     """The arrays of one forward call, made by few kinds of calls: the weights have driven all code
     out of the processor's caches, and what is called first takes many times as long as the next."""

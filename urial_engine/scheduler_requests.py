@@ -69,12 +69,14 @@ class Request:
         keep: bool = False,
         scored: Scored | None = None,
         pin: bool = False,
+        urgent: bool = False,
     ) -> None:
         self.label = label
         self.ids = ids
         self.rows_from = rows_from
         self.kept: list[F32] | None = [] if keep else None  # hidden states [rows, C] in pieces
         self.scored = scored
+        self.urgent = urgent  # it stands before all that wait, and counts in no batch
         self.pin = pin  # its tokens stay in the cache, where `pinned` says, until they are unpinned
         self.pinned: Segment | None = None
         self.samples: list[Sample] = []

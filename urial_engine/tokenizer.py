@@ -23,6 +23,7 @@ from .tokenizer_stream import Decoding, Detokenizer
 
 __all__ = ["Detokenizer", "Tokenizer"]
 
+LONG = 1 << 14  # characters, from which other threads would notice that they wait
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -129,6 +130,10 @@ class Tokenizer:
         """A token that stands for no text, such as EOS."""
         return token_id in self._vocabulary.special_ids
 
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """What a token adds to a text; None where its id has no token."""
+        return self._bytes(token_id)
+
     def token_text(self, token_id: int) -> str:
         """One token as shown to a person: bytes that are no text by themselves as `\\xe4`."""
         data = self._bytes(token_id)
@@ -218,7 +223,11 @@ class JsonVocabulary:
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone: no token is put before or behind it."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        if len(text) < LONG:
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        # Of a batch the library lets other threads work meanwhile; of a single text it does not.
+        (found,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        return list(found.ids)
 
     def cut(self, text: str) -> tuple[int, int]:
         return last_cut(self._tokenizer, text)

@@ -63,6 +63,7 @@ Shards = Annotated[
 RunSeed = Annotated[
     int, typer.Option(help="Of sampled answers: each row draws from it and the row's id.")
 ]
+MOST_NAMED = 5  # rows that cannot be asked, in the error
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,10 @@ class Run:
     def request(self, question: Question, turns: list[str], turn: int) -> Generation:
         """For an answer to `turns`. The answers that are still to come share what room is left."""
         label, later = question.row.where, question.turns[turn:]
+        if not later:
+            return self.engine.generation(
+                self.form.render(turns), self._params(question, turn, self.engine.context), label
+            )
         rest = [text for query in later for text in ("", query)]
         whole = self.engine.generation(self.form.render([*turns, *rest]), self.params, label)
         room = (self.engine.context - len(whole.ids)) // (len(later) + 1)
@@ -135,6 +140,7 @@ def answers(
     from ..evaluation.conversation import conversation
     from ..evaluation.questions import Shard, digest_of, read_questions
 
+    check_folder(out)
     part, questions = Shard.parse(shard), read_questions(source, suite)
     if not (own := part.take(questions)):
         raise ParameterError(f"--shard {shard}: {source} has only {len(questions)} rows")
@@ -210,13 +216,21 @@ def _one_turn(
     from ..jsonl import Row
     from .batch import Fields, run_rows
 
-    by_id = {question.id: question for question in questions}
+    requests, wrong = {}, []
+    for question in questions:
+        try:
+            requests[question.id] = run.request(question, history[question.id], turn)
+        except PromptError as error:
+            wrong.append(str(error))
+    if wrong:  # all of them, before any work: the judge's file must have every row
+        named = wrong[:MOST_NAMED] + ["…"] * (len(wrong) > MOST_NAMED)
+        raise PromptError(
+            f"{len(wrong)} of {len(questions)} rows cannot be asked; give a shorter --prompt, or a "
+            f"--in without them: {'; '.join(named)}"
+        )
 
     def begin(row: Row) -> Fields:
         return {"id": row.id, "prompt": run.form.render(history[row.id])}
-
-    def request(row: Row) -> Generation:
-        return run.request(by_id[row.id], history[row.id], turn)
 
     def end(done: Generation) -> Fields | None:
         output = request_output(done, None, run.engine.tokenizer)
@@ -227,7 +241,14 @@ def _one_turn(
 
     rows = [question.row for question in questions]
     run_rows(
-        run.engine, rows, path, made, begin=begin, request=request, end=end, max_batch=max_batch
+        run.engine,
+        rows,
+        path,
+        made,
+        begin=begin,
+        request=lambda row: requests[row.id],
+        end=end,
+        max_batch=max_batch,
     )
 
 
@@ -235,8 +256,15 @@ def merge(out: AnswersOut, shards: Shards) -> None:
     """Put the files of all shards of one run together: the bytes of a run without shards."""
     from ..evaluation.answers import merge as merge_shards
 
+    check_folder(out)
     rows = merge_shards(out, shards)
     note(f"{out} has {rows} rows for the judge", title="done:", style="bold green")
+
+
+def check_folder(out: Path) -> None:
+    """Where the file is to be written there must be a folder, before there is anything to write."""
+    if not out.parent.is_dir():
+        raise ParameterError(f"{out}: there is no folder {out.parent}; make it first")
 
 
 def _check(suite: str, params: SamplingParams, by_category: bool) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ParameterError
-from .evaluate import Suite
+from ..errors import ParameterError, UrialError
+from .evaluate import Suite, check_folder
 from .options import console, note
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def judge(
     from ..jsonl import write_atomically
     from .batch import rows_bar
 
+    check_folder(out)
     body = _body(settings or [])
     items = _items(suite, source, template, aspects, questions)
     key = None if api_key_env is None else _key(api_key_env)
@@ -106,6 +107,8 @@ def judge(
     text = json.dumps(found, ensure_ascii=False, indent=1)
     write_atomically(out.with_name(f"{out.name}.summary.json"), f"{text}\n".encode())
     _print(found)
+    if not found["judged"]:
+        raise UrialError(f"nothing judged: {out} has what the judge said, and why it is no verdict")
     note(f"{out} has {found['judged']} of {len(items)} judged", title="done:", style="bold green")
 
 
@@ -150,6 +153,7 @@ def _print(found: Mapping[str, Any]) -> None:
         table.add_column(heading, justify="right" if heading else "left")
     for name, own in found["means"].items():
         table.add_row(name, f"{own['mean']:.3f}", str(own["count"]))
-    console().print(table)
+    if found["means"]:
+        console().print(table)
     for kind, count in found["failed"].items():
         console().print(f"{count} of {found['asked']} failed: {kind}")

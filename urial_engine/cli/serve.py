@@ -65,10 +65,13 @@ def serve(
     import uvloop
 
     from ..prompt import UrialPrompt
-    from ..server.run import Options, serve
+    from ..server.run import Options, on_loopback, serve
     from ..server.state import Limits
 
-    _warn_of_the_world(host, api_key)
+    if api_key is not None and not api_key.strip():
+        raise ParameterError("--api-key (or URIAL_ENGINE_API_KEY) is empty; give one, or leave it")
+    if not api_key and not on_loopback(host):
+        note(f"--host {host} without --api-key: whoever reaches this machine may use the models")
     limits = Limits(
         max_body=int(max_body_mib * MIB),
         max_new_tokens=max_new_tokens,
@@ -87,7 +90,7 @@ def serve(
         log_prompts=log_prompts,
         prefix_dir=engine.prefix_dir,
     )
-    named = {name or Path(model).name: model, **_pairs("--model", more)}
+    named = {name or Path(model).resolve().name: model, **_pairs("--model", more)}
     given = _prompts(prompts)
     with ExitStack() as stack:
         own = replace(engine, prefix_dir=None)  # the server itself stores prompts there
@@ -102,17 +105,6 @@ def _check_installed() -> None:
         raise ParameterError(
             f"serve needs {', '.join(lacking)}: pip install 'urial-engine[server]'"
         )
-
-
-def _warn_of_the_world(host: str, key: str | None) -> None:
-    import ipaddress
-
-    try:
-        alone = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        alone = host == "localhost"
-    if not alone and not key:
-        note(f"--host {host} without --api-key: whoever reaches this machine may use the models")
 
 
 def _ready(address: str) -> None:

@@ -4,6 +4,7 @@ of its shards put together."""
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,11 @@ def read_turn(path: Path) -> dict[Id, dict[str, Any]]:
 def merge(out: Path, shards: Sequence[Path]) -> int:
     """Put the files of all shards together, in the order of the questions; how many rows it has.
 
-    `ParameterError` where one is missing or there twice, is not of the same run, or has not the
-    rows that it must have.
+    `ParameterError` where one is missing or there twice, is not of the same run, has not the rows
+    that it must have, or would be replaced by the whole.
     """
+    if out.resolve() in {path.resolve() for path in shards}:
+        raise ParameterError(f"{out} is one of the shards; name another file for all of them")
     headers = {path: _header(path) for path in shards}
     _check_same(headers)
     by_number = {Shard.parse(str(header["shard"])): path for path, header in headers.items()}
@@ -90,7 +93,7 @@ def merge(out: Path, shards: Sequence[Path]) -> int:
             rows[place] = row
     name = "question_id" if suite == "mt-bench" else "id"
     ids = [row[name] for row in rows if name in row]
-    if double := [one for one in ids if ids.count(one) > 1]:
+    if double := [one for one, times in Counter(ids).items() if times > 1]:
         raise ParameterError(f"two shards have a row with the {name} {double[0]!r}")
     write_rows(out, suite, rows)
     return len(rows)

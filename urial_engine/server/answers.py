@@ -87,7 +87,7 @@ class Answer:
         if self._waiting and self._told < end:
             text = self._raw[max(self._told, start) : end]
             told.append(replace(self._waiting[0], text=text))
-        told = told or [replace(last, text="", tokens=[])]
+        told = told or [replace(self._waiting[0], text="")]  # the end has a token, too
         told[-1] = replace(told[-1], finish_reason=reasons[0], stop_reason=reasons[1])
         return told
 

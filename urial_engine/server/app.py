@@ -19,9 +19,11 @@ from ..errors import UrialError
 from . import general, openai, ours, tgi
 from .refusal import Refusal
 from .replies import Json, told
+from .schema import REFUSED, REFUSED_TGI
 from .state import State
 
 OPEN = re.compile(r"/|/health|/ready|/playground/.*")  # without a key
+LOCAL = re.compile(rb"(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?", re.IGNORECASE)
 PATIENCE = 16  # times the limit: as much of a body that is too long is read
 TGI = frozenset({"/", "/generate", "/generate_stream", "/info"})
 ABOUT = (
@@ -30,8 +32,11 @@ ABOUT = (
 )
 
 
-def create_app(state: State, *, key: str | None = None, origins: Sequence[str] = ()) -> ASGIApp:
-    """key: what clients must send as a bearer. origins: pages of which may call from a browser."""
+def create_app(
+    state: State, *, key: str | None = None, origins: Sequence[str] = (), local: bool = False
+) -> ASGIApp:
+    """key: what clients must send as a bearer. origins: pages of which may call from a browser.
+    local: it is asked by the names of this machine alone."""
     app = FastAPI(
         title="urial-engine",
         version=version("urial-engine"),
@@ -40,13 +45,14 @@ def create_app(state: State, *, key: str | None = None, origins: Sequence[str] =
         redoc_url=None,
     )
     for routes in (general.router, openai.router, tgi.router, ours.router):
-        app.include_router(routes(state))
+        refusals = REFUSED_TGI if routes is tgi.router else REFUSED
+        app.include_router(routes(state), responses=refusals)
     app.include_router(general.page())
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     for kind in (Refusal, UrialError, Exception):
         app.add_exception_handler(kind, _failed)
-    door = Door(app, state, key)
+    door = Door(app, state, key, local=local)
     if not origins:
         return door
     return CORSMiddleware(door, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
@@ -55,10 +61,11 @@ def create_app(state: State, *, key: str | None = None, origins: Sequence[str] =
 class Door:
     """Keys, sizes of bodies, and the time in which they must come; counts what was answered."""
 
-    def __init__(self, app: ASGIApp, state: State, key: str | None) -> None:
+    def __init__(self, app: ASGIApp, state: State, key: str | None, *, local: bool) -> None:
         self._app = app
         self._state = state
         self._key = key
+        self._local = local
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -72,18 +79,29 @@ class Door:
             await send(message)
 
         try:
-            self._check_key(scope, path)
+            headers = dict(scope["headers"])
+            self._check_host(headers.get(b"host", b"localhost"))
+            self._check_key(scope, headers.get(b"authorization", b""))
             body = await self._body(scope, receive)
         except Refusal as refusal:
             await _reply(path, refusal)(scope, receive, counted)
             return
         await self._app(scope, _replayed(body, receive), counted)
 
-    def _check_key(self, scope: Scope, path: str) -> None:
-        if self._key is None or (scope["method"] in ("GET", "HEAD") and OPEN.fullmatch(path)):
+    def _check_host(self, host: bytes) -> None:
+        """A page of elsewhere whose name is made to point here must not use what needs no key."""
+        if self._local and not LOCAL.fullmatch(host):
+            name = host.decode("latin-1")[:100]
+            message = f"Host {name!r} is not this machine; to be asked by other names set --api-key"
+            raise Refusal(403, "host_not_allowed", message)
+
+    def _check_key(self, scope: Scope, given: bytes) -> None:
+        look = scope["method"] in ("GET", "HEAD") and OPEN.fullmatch(scope["path"])
+        if self._key is None or look:
             return
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        if not hmac.compare_digest(given, b"Bearer " + self._key.encode()):
+        scheme, _, token = given.partition(b" ")
+        right = hmac.compare_digest(token.strip(), self._key.encode())
+        if scheme.lower() != b"bearer" or not right:
             message = "this server needs its key: send it as `Authorization: Bearer KEY`"
             headers = {"WWW-Authenticate": "Bearer"}
             raise Refusal(401, "invalid_api_key", message, headers=headers)

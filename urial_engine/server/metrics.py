@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from prometheus_client import (
     CollectorRegistry,
@@ -11,11 +12,11 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ..engine_base import Load
-from ..scheduler_requests import Generation
+from ..scheduler_requests import Generation, Request
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -30,35 +31,57 @@ class Metrics:
             "urial_http_requests", "Requests by path and status", ["path", "status"],
             registry=self.registry,
         )  # fmt: skip
-        self._prompt = self._counter("urial_prompt_tokens", "Prompt tokens of all requests")
+        self._prompt = self._counter("urial_prompt_tokens", "Prompt tokens of ended requests")
         self._cached = self._counter("urial_prompt_tokens_cached", "Of these, found in the cache")
-        self._new = self._counter("urial_generated_tokens", "Tokens generated")
-        self._hits = self._counter("urial_prefix_hits", "Requests whose prompt the cache began")
+        self._scored = self._counter("urial_scored_tokens", "Tokens scored by /v1/score")
+        self._hits = self._counter("urial_prefix_hits", "Requests that found their URIAL prompt")
         self._dropped = self._counter(
             "urial_requests_dropped", "Requests ended before their answer"
         )
         self._first = self._histogram("urial_first_token_seconds", "Arrival to the first token")
-        self._whole = self._histogram("urial_answer_seconds", "Arrival to the last token")
+        self._whole = self._histogram("urial_answer_seconds", "Arrival to the end of the answer")
+        self._running = set[Generation]()
+        self._new = 0  # tokens of those that have ended
 
     def watch(self, loads: Callable[[], Mapping[str, Load]], active: Callable[[], int]) -> None:
-        """Gauges that are read when somebody asks."""
-        self.registry.register(_Gauges(loads, active))
+        """What is read when somebody asks."""
+        self.registry.register(_Gauges(loads, active, self._generated))
 
     def answered(self, path: str, status: int) -> None:
         self._requests.labels(path, str(status)).inc()
 
-    def ended(self, requests: Iterable[Generation], *, dropped: bool) -> None:
-        """Requests that nothing more is done for, finished or not."""
+    @contextmanager
+    def counted(self, requests: Collection[Generation]) -> Iterator[None]:
+        """While they run; an error says that they ended before their answers."""
+        self._running.update(requests)
+        dropped = True
+        try:
+            yield
+            dropped = False
+        finally:
+            self._running.difference_update(requests)
+            for request in requests:
+                self._ended(request, dropped=dropped)
+
+    def scored(self, requests: Iterable[Request]) -> None:
         for request in requests:
             self._prompt.inc(len(request.ids))
             self._cached.inc(request.cached)
-            self._hits.inc(request.cached > 0)
-            self._new.inc(sum(len(sample.token_ids) for sample in request.samples))
-            self._dropped.inc(dropped)
-            if request.first_token is not None:
-                self._first.observe(request.first_token)
-            if request.ended is not None:
-                self._whole.observe(request.ended)
+            self._scored.inc(len(request.ids) - request.rows_from)
+
+    def _ended(self, request: Generation, *, dropped: bool) -> None:
+        self._prompt.inc(len(request.ids))
+        self._cached.inc(request.cached)
+        self._hits.inc(0 < request.prefix <= request.cached)
+        self._new += _tokens(request)
+        self._dropped.inc(dropped)
+        if request.first_token is not None:
+            self._first.observe(request.first_token)
+        if not dropped:
+            self._whole.observe(request.elapsed() if request.ended is None else request.ended)
+
+    def _generated(self) -> int:
+        return self._new + sum(map(_tokens, self._running))
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
@@ -70,12 +93,25 @@ class Metrics:
         return Histogram(name, about, buckets=SECONDS, registry=self.registry)
 
 
+def _tokens(request: Generation) -> int:
+    return sum(len(sample.token_ids) for sample in request.samples)
+
+
 class _Gauges(Collector):
-    def __init__(self, loads: Callable[[], Mapping[str, Load]], active: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        loads: Callable[[], Mapping[str, Load]],
+        active: Callable[[], int],
+        generated: Callable[[], int],
+    ) -> None:
         self._loads = loads
         self._active = active
+        self._generated = generated
 
     def collect(self) -> Iterable[Metric]:
+        tokens = CounterMetricFamily("urial_generated_tokens", "Tokens generated, as they are made")
+        tokens.add_metric([], self._generated())
+        yield tokens
         active = GaugeMetricFamily("urial_requests_active", "Requests that wait or run")
         active.add_metric([], self._active())
         yield active

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,8 +20,12 @@ from .refusal import Refusal, bad
 
 CHAT = "chat"
 OWN_THREAD = 1 << 14  # characters: longer texts are tokenised beside the loop
+# One thread: what it takes at most is one long text's memory, and one core.
+LONG_TEXTS = ThreadPoolExecutor(1, "long texts")
 T = TypeVar("T")
 MOST_PROMPTS = 16
+NAME = re.compile(r"(?!\.{1,2}$)[\w.-][\w .-]{0,63}")  # a part of an address
+NO_NAMES = ("dummy", "tgi")  # of huggingface_hub and TGI's clients, who know one model only
 Message = Mapping[str, str]
 
 
@@ -58,11 +64,12 @@ class Models:
         self.all = {one.name: one for one in served}
         self.main = served[0]
         self.prompts = dict(prompts)
+        self._own = dict(prompts)  # as the command line gave them
         self._prefix_dir = prefix_dir
         self._putting = asyncio.Lock()  # before a text is replaced
 
     def get(self, name: str | None) -> Served:
-        if name is None:
+        if name is None or (name in NO_NAMES and name not in self.all):
             return self.main
         if name not in self.all:
             message = f"there is no model {name!r}; there are {', '.join(map(repr, self.all))}"
@@ -98,6 +105,9 @@ class Models:
         if form == CHAT or form in NAMED:
             message = f"urial_prompt={form!r} needs messages: use /v1/chat/completions"
             raise bad(message, "urial_prompt")
+        if not isinstance(prompt, str):
+            message = "urial_prompt stands before texts; token ids are the whole prompt as they are"
+            raise bad(message, "urial_prompt")
         return Asked(prompt, await self.pin(served, form))
 
     async def pin(self, served: Served, name: str) -> Prefix:
@@ -111,10 +121,18 @@ class Models:
     async def _pin(self, served: Served, name: str) -> Prefix:
         async with served.lock:
             if name not in served.pins:
-                prompt = self.prompts[name]
-                pinned = await asyncio.to_thread(served.engine.pin, prompt, self._prefix_dir)
-                served.pins[name] = pinned
+                served.pins[name] = await self._pinned(served, name, self.prompts[name])
             return served.pins[name]
+
+    async def _pinned(self, served: Served, name: str, prompt: UrialPrompt) -> Prefix:
+        """Clients' prompts are never on the disk, and all together leave room for a whole context,
+        or for half of the cache."""
+        engine = served.engine
+        half = engine.load.blocks * engine.backend.block_size // 2
+        pin = partial(engine.pin, prompt, spare=min(engine.context, half))
+        if self._own.get(name) == prompt:
+            pin = partial(engine.pin, prompt, self._prefix_dir)
+        return await asyncio.to_thread(pin)
 
     async def unpin(self, served: Served, name: str) -> None:
         self._known(name)
@@ -127,6 +145,9 @@ class Models:
         has changed; where it replaces a text, nobody else has that pinned any more."""
         if name == CHAT or name in NAMED:
             raise bad(f"{name!r} is the name of a form; choose another one", "name")
+        if not NAME.fullmatch(name):
+            message = f"{name[:100]!r}: a name has 1 to 64 letters, digits, dots, dashes and spaces"
+            raise bad(message, "name")
         if not text:
             raise bad("the text of a prompt is empty", "text")
         await asyncio.shield(asyncio.ensure_future(self._put(served, name, UrialPrompt(text))))
@@ -139,7 +160,7 @@ class Models:
             if name not in self.prompts and len(self.prompts) >= MOST_PROMPTS:
                 raise bad(f"there are {MOST_PROMPTS} prompts already; replace one of them", "name")
             async with served.lock:
-                pinned = await asyncio.to_thread(served.engine.pin, prompt, self._prefix_dir)
+                pinned = await self._pinned(served, name, prompt)
                 self.prompts[name] = prompt
                 if before := served.pins.get(name):
                     await asyncio.to_thread(served.engine.unpin, before)
@@ -147,6 +168,16 @@ class Models:
             for other in self.all.values():
                 if other is not served:
                     await self.unpin(other, name)
+
+    async def remove(self, name: str) -> None:
+        """A prompt of a client. Those of the command line stay."""
+        self._known(name)
+        if name in self._own:
+            raise bad(f"{name!r} is a prompt of the server itself; it stays", "name")
+        async with self._putting:
+            for served in self.all.values():
+                await self.unpin(served, name)
+            self.prompts.pop(name, None)
 
     def _known(self, name: str) -> None:
         if name not in self.prompts:
@@ -156,8 +187,10 @@ class Models:
 
 async def beside(size: int, work: Callable[[], T]) -> T:
     """The result of work whose time grows with a text of `size` characters: long ones must not keep
-    the loop from everybody else."""
-    return await asyncio.to_thread(work) if size > OWN_THREAD else work()
+    the loop from everybody else. They wait for each other."""
+    if size <= OWN_THREAD:
+        return work()
+    return await asyncio.get_running_loop().run_in_executor(LONG_TEXTS, work)
 
 
 def _turns(messages: Sequence[Message]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,16 +14,16 @@ from starlette.responses import Response
 from ..engine_outputs import prompt_logprobs_of
 from ..sampling import SamplingParams
 from ..scheduler_requests import Generation
-from .answers import FOR_FENCE, FOR_WHOLE, Piece, Token, written
+from .answers import FOR_FENCE, FOR_WHOLE, Piece, written
 from .merge import merged
 from .models import Asked, Served, beside
-from .openai_forms import ChatForm, CompletionForm, Form, Object, prompt_logprobs, usage
-from .refusal import Refusal, bad
-from .replies import DONE, event, stream, whole
+from .openai_forms import FIGURE, ChatForm, CompletionForm, Form, Object, prompt_logprobs, usage
+from .refusal import TOO_LONG, Refusal, bad
+from .replies import DONE, event, json_in_parts, stream, whole
+from .schema import STREAMED, ChatBody, CompareWith, CompletionBody
 from .schema import Asked as Body
-from .schema import ChatBody, CompareWith, CompletionBody
 from .shadow import Shadow
-from .state import State
+from .state import MOST_FIGURES, State
 from .worker import Job
 
 PASSED = (
@@ -44,26 +44,34 @@ class Call:
     asked: list[Asked]
     requests: list[Generation]
     deadline: float | None
-    shadow: Shadow | None
-    echo: bool = False
+    figures: int  # log-probabilities of prompts
+    shadow: Shadow | None = None
+    echo: CompletionForm | None = None  # where its choices begin with their prompts
     new_tokens: bool = True  # False: only the prompt is wanted
     told: int = 0  # tokens of answers so far: what came behind a closing fence is none of them
+
+    @property
+    def size(self) -> int:
+        """What is to be written, as `beside` asks."""
+        each = 1 + (self.requests[0].params.logprobs or 0)
+        return FIGURE * (self.figures + self.told * each)
 
 
 def failed(refusal: Refusal) -> Object:
     """An error as OpenAI's clients read it."""
-    own = {"message": str(refusal), "type": refusal.kind, "param": refusal.param}
+    kind = "invalid_request_error" if refusal.kind == TOO_LONG else refusal.kind
+    own = {"message": str(refusal), "type": kind, "param": refusal.param}
     return {"error": {**own, "code": refusal.kind}}
 
 
 def router(state: State) -> APIRouter:
     api = APIRouter(tags=["OpenAI"])
 
-    @api.post("/v1/completions")
+    @api.post("/v1/completions", responses=STREAMED)
     async def completions(body: CompletionBody, request: Request) -> Response:
         return await _answer(state, request, await _completion_call(state, body))
 
-    @api.post("/v1/chat/completions")
+    @api.post("/v1/chat/completions", responses=STREAMED)
     async def chat_completions(body: ChatBody, request: Request) -> Response:
         return await _answer(state, request, await _chat_call(state, body))
 
@@ -71,9 +79,7 @@ def router(state: State) -> APIRouter:
 
 
 async def _completion_call(state: State, body: CompletionBody) -> Call:
-    body.refuse_set("suffix", "logit_bias")
-    if body.best_of not in (None, 1, body.n):
-        raise bad(f"best_of={body.best_of}: samples are not ranked here; use n", "best_of")
+    body.pass_over_unknown(state.passed_over)
     served = state.models.get(body.model)
     prompts = _prompts(body.prompt)
     asked = [await state.models.text(served, body.urial_prompt, prompt) for prompt in prompts]
@@ -86,16 +92,14 @@ async def _completion_call(state: State, body: CompletionBody) -> Call:
     params = _params(state, body, logprobs=body.logprobs, **more)
     form = CompletionForm(served.name, served.engine.tokenizer, body.logprobs)
     call = await _call(state, body, served, form, asked, params)
-    call.echo, call.new_tokens = body.echo, new_tokens
+    call.echo, call.new_tokens = form if body.echo else None, new_tokens
     if body.compare_with:
         call.shadow = await _shadow(state, call, body.compare_with, None)
     return call
 
 
 async def _chat_call(state: State, body: ChatBody) -> Call:
-    body.refuse_set("logit_bias", "tools", "functions")
-    if (body.response_format or {}).get("type", "text") != "text":
-        raise bad("response_format: only text is written here", "response_format")
+    body.pass_over_unknown(state.passed_over)
     if body.top_logprobs and not body.logprobs:
         raise bad("top_logprobs needs logprobs=true", "top_logprobs")
     served = state.models.get(body.model)
@@ -119,6 +123,10 @@ def _params(state: State, body: Body, **more: Any) -> SamplingParams:
         raise bad(f"at most {MOST_LOGPROBS} log-probabilities a token", "logprobs")
     if (body.n or 1) > 1 and body.compare_with:
         raise bad("compare_with reads one sample; leave n out", "n")
+    if body.best_of not in (None, body.n or 1):
+        raise bad(f"best_of={body.best_of}: samples are not ranked here; use n", "best_of")
+    if body.stream and body.prompt_logprobs is not None:
+        raise bad("prompt_logprobs are not told in a stream; leave one out", "prompt_logprobs")
     params = SamplingParams.from_dict({"temperature": 1.0, **said, **more})
     return state.limits.check(params)
 
@@ -131,7 +139,8 @@ async def _call(
     asked: list[Asked],
     params: SamplingParams,
 ) -> Call:
-    body.pass_over_unknown(state.passed_over)
+    if (samples := len(asked) * params.n) > state.worker.room:
+        raise bad(f"{samples} samples in one request; at most {state.worker.room} fit", "n")
     size = sum(len(one.prompt) for one in asked)
     requests = await beside(
         size,
@@ -140,7 +149,14 @@ async def _call(
             for i, one in enumerate(asked)
         ],
     )
-    return Call(served, body, form, asked, requests, state.limits.until(body.deadline), None)
+    figures = 0
+    if params.prompt_logprobs is not None:
+        tokens = sum(len(request.ids) for request in requests)
+        figures = tokens * (1 + params.prompt_logprobs) * params.n
+    if figures > MOST_FIGURES:
+        message = f"{figures} log-probabilities of prompts: at most {MOST_FIGURES} in one request"
+        raise bad(message, "prompt_logprobs")
+    return Call(served, body, form, asked, requests, state.limits.until(body.deadline), figures)
 
 
 async def _shadow(state: State, call: Call, wanted: CompareWith, messages: Any) -> Shadow:
@@ -158,34 +174,38 @@ async def _shadow(state: State, call: Call, wanted: CompareWith, messages: Any) 
 
 async def _answer(state: State, request: Request, call: Call) -> Response:
     if call.body.stream:
-        return await stream(request, _events(state, call), failed)
+        return await stream(request, _events(state, call), failed, call.deadline)
     return await whole(request, _whole(state, call))
 
 
-async def _whole(state: State, call: Call) -> Object:
+async def _whole(state: State, call: Call) -> bytes:
     every = FOR_WHOLE
     if call.shadow or any(one.urial for one in call.asked):
         every = FOR_FENCE
-    choices = []
+    samples: dict[int, list[Piece]] = defaultdict(list)
     with state.running(call.served, call.requests, call.deadline, every) as jobs:
-        for place, job in enumerate(jobs):
-            samples: dict[int, list[Piece]] = defaultdict(list)
-            async with aclosing(_pieces(call, place, job)) as told:
-                async for pieces in told:
-                    for piece in pieces:
-                        samples[piece.index].append(piece)
-            for index in sorted(samples):
-                choice = call.form.choice(samples[index])
-                choices.append({**choice, **_of_prompt(call, place)})
-    total = usage(call.requests, call.told)
-    return {**call.form.head(chunk=False), "choices": choices, "usage": total}
+        async with aclosing(_all_pieces(call, jobs)) as told:
+            async for pieces in told:
+                for piece in pieces:
+                    samples[piece.index].append(piece)
+    return await beside(call.size, lambda: json_in_parts(_reply(call, samples)))
+
+
+def _reply(call: Call, samples: Mapping[int, Sequence[Piece]]) -> Object:
+    choices = [call.form.choice(samples[index]) for index in sorted(samples)]
+    out = {**call.form.head(chunk=False), "choices": choices}
+    out["usage"] = usage(call.requests, call.told)
+    if call.body.prompt_logprobs is not None:
+        tokenizer = call.served.engine.tokenizer
+        found = [prompt_logprobs_of(request, tokenizer) or [] for request in call.requests]
+        call.form.add_prompts(out, [prompt_logprobs(one) for one in found])
+    return out
 
 
 async def _events(state: State, call: Call) -> AsyncGenerator[bytes, None]:
     head, seen = call.form.head(chunk=True), set[int]()
     with state.running(call.served, call.requests, call.deadline) as jobs:
-        each = [_pieces(call, place, job) for place, job in enumerate(jobs)]
-        async with aclosing(merged(each)) as told:
+        async with aclosing(_all_pieces(call, jobs)) as told:
             async for pieces in told:
                 samples: dict[int, list[Piece]] = defaultdict(list)
                 for piece in pieces:
@@ -195,58 +215,38 @@ async def _events(state: State, call: Call) -> AsyncGenerator[bytes, None]:
                     chunks.append(call.form.chunk(own, first=index not in seen))
                     seen.add(index)
                 yield b"".join(event({**head, "choices": [chunk]}) for chunk in chunks)
-    if call.body.usage_in_stream():
+    if call.body.stream_options and call.body.stream_options.include_usage:
         total = usage(call.requests, call.told)
         yield event({**head, "choices": [], "usage": total})
     yield DONE
 
 
+def _all_pieces(call: Call, jobs: Sequence[Job]) -> AsyncGenerator[list[Piece], None]:
+    return merged([_pieces(call, place, job) for place, job in enumerate(jobs)])
+
+
 async def _pieces(call: Call, place: int, job: Job) -> AsyncGenerator[list[Piece], None]:
     """Of one prompt, with the indexes that its choices have among those of all prompts."""
-    asked, request = call.asked[place], call.requests[place]
-    first, echoed = place * len(request.samples), not call.echo
-    async with aclosing(written(job, asked.urial, call.shadow)) as told:
+    first, begun = place * len(call.requests[place].samples), call.echo is None
+    async with aclosing(written(job, call.asked[place].urial, call.shadow)) as told:
         async for pieces in told:
-            if not echoed:  # only now the prompt has been read, and its log-probabilities are known
-                before = _prompt_pieces(call, place)
-                last = None if call.new_tokens else "length"
-                for sample in request.samples:
-                    own = [replace(piece, index=first + sample.index) for piece in before]
-                    yield [*own[:-1], replace(own[-1], finish_reason=last)]
-                echoed = True
-            if call.new_tokens:
-                call.told += sum(len(piece.tokens) for piece in pieces)
-                yield [replace(piece, index=first + piece.index) for piece in pieces]
+            if not begun:  # only now the prompt has been read, and its log-probabilities are known
+                await _begin(call, place)
+                begun = True
+            if not call.new_tokens:
+                pieces = [Piece(piece.index, "", [], "length", None) for piece in pieces]
+            call.told += sum(len(piece.tokens) for piece in pieces)
+            yield [replace(piece, index=first + piece.index) for piece in pieces]
 
 
-def _prompt_pieces(call: Call, place: int) -> list[Piece]:
-    """The prompt as its tokens, without the URIAL prompt before it."""
-    asked, request, tokenizer = (
-        call.asked[place],
-        call.requests[place],
-        call.served.engine.tokenizer,
-    )
-    skip = request.prefix
-    ids = request.ids[skip:]
-    if not ids:
-        return [Piece(0, "", [], None, None)]
-    known = prompt_logprobs_of(request, tokenizer) or [None] * len(request.ids)
-    stream = tokenizer.stream(continues=skip > 0)
-    texts = [stream.push(token) for token in ids]
-    texts[-1] += stream.finish()
-    if isinstance(asked.prompt, str) and "".join(texts) != asked.prompt:
-        texts = [asked.prompt, *[""] * (len(ids) - 1)]  # its tokens do not say how it was written
-    return [
-        Piece(0, text, [Token(token, logprobs, None)], None, None)
-        for text, token, logprobs in zip(texts, ids, known[skip:], strict=True)
-    ]
-
-
-def _of_prompt(call: Call, place: int) -> Object:
-    if call.body.prompt_logprobs is None:
-        return {}
-    found = prompt_logprobs_of(call.requests[place], call.served.engine.tokenizer)
-    return {"prompt_logprobs": prompt_logprobs(found or [])}
+async def _begin(call: Call, place: int) -> None:
+    """The choices of a prompt begin with it."""
+    form, request = call.echo, call.requests[place]
+    assert form is not None
+    size = call.size + FIGURE * len(request.ids)
+    echo = await beside(size, lambda: form.echo(request, call.asked[place].prompt))
+    for sample in request.samples:
+        form.begin(place * len(request.samples) + sample.index, echo)
 
 
 def _prompts(given: str | Sequence[Any]) -> list[str | list[int]]:

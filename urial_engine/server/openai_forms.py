@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Protocol
 
+from ..engine_outputs import prompt_logprobs_of
 from ..outputs import Logprobs
 from ..scheduler_requests import Generation
-from ..tokenizer import Tokenizer
+from ..tokenizer import Detokenizer, Tokenizer
 from .answers import Piece, Token
 
 Object = dict[str, Any]
+FIGURE = 8  # characters that are tokenised, about, while one log-probability is written
+COLUMNS = ("tokens", "token_logprobs", "top_logprobs", "ranks", "token_ids", "text_offset")
 
 
 class Form(Protocol):
-    """How one API writes answers. `first`: whether the choice has had a chunk before."""
+    """How one API writes answers. `first`: whether the choice has had no chunk before.
+
+    `add_prompts`: the log-probabilities of each prompt, where vLLM has them.
+    """
 
     def head(self, *, chunk: bool) -> Object: ...
     def chunk(self, pieces: Sequence[Piece], *, first: bool) -> Object: ...
     def choice(self, pieces: Sequence[Piece]) -> Object: ...
+    def add_prompts(self, out: Object, each: Sequence[list[Any]]) -> None: ...
 
 
 class ChatForm:
@@ -47,6 +56,9 @@ class ChatForm:
         message = {"role": "assistant", "content": _text(pieces), "refusal": None}
         return {**self._rest(pieces), "message": message}
 
+    def add_prompts(self, out: Object, each: Sequence[list[Any]]) -> None:
+        (out["prompt_logprobs"],) = each
+
     def _rest(self, pieces: Sequence[Piece]) -> Object:
         if self._logprobs is None:
             return {**_common(pieces, self._tokenizer), "logprobs": None}
@@ -61,14 +73,33 @@ class ChatForm:
         return {**every[0], "top_logprobs": sorted(top, key=_place)}
 
     def _one(self, token_id: int, logprob: Any) -> Object:
-        text = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        own = self._tokenizer.token_bytes(token_id)  # of a part of a character, too
         return {
             "token": logprob.decoded_token,
             "token_id": token_id,
             "logprob": logprob.logprob,
             "rank": logprob.rank,
-            "bytes": list(text.encode()),
+            "bytes": None if own is None else list(own),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """A prompt as the choices of its completion begin with it: its text, and a row a token."""
+
+    text: str = ""
+    rows: Sequence[tuple[Any, ...]] = ()
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where a choice has come to: all the text of its tokens so far, told or not, is `read` long
+    and stands behind `before` characters of its prompt."""
+
+    stream: Detokenizer
+    read: int = 0
+    before: int = 0
+    echo: Echo = field(default_factory=Echo)  # to be told yet
 
 
 class CompletionForm:
@@ -78,29 +109,62 @@ class CompletionForm:
         self._head = _head("cmpl", model)
         self._tokenizer = tokenizer
         self._logprobs = logprobs
-        self._offsets: dict[int, int] = {}  # characters of each choice so far
+        self._places: dict[int, _Place] = {}
 
     def head(self, *, chunk: bool) -> Object:
         return {**self._head, "object": "text_completion"}
+
+    def echo(self, request: Generation, prompt: str | list[int]) -> Echo:
+        """The prompt as its tokens, without the URIAL prompt before it."""
+        skip = request.prefix
+        ids = request.ids[skip:]
+        stream = self._tokenizer.stream(continues=skip > 0)
+        texts = [stream.push(token) for token in ids]
+        text, starts = "".join(texts) + stream.finish(), [0, *accumulate(map(len, texts))]
+        if isinstance(prompt, str) and text != prompt:
+            # Its tokens do not say how it was written.
+            text, starts = prompt, [0, *[len(prompt)] * len(ids)]
+        if self._logprobs is None:
+            return Echo(text)
+        known = prompt_logprobs_of(request, self._tokenizer) or [None] * len(request.ids)
+        columns = zip(ids, known[skip:], starts, strict=False)  # a start more than tokens
+        return Echo(text, [(*self._row(Token(t, found, None)), at) for t, found, at in columns])
+
+    def begin(self, index: int, echo: Echo) -> None:
+        """The choice, or its first chunk, is to begin with its prompt."""
+        place = self._place(index)
+        place.echo, place.before = echo, len(echo.text)
 
     def chunk(self, pieces: Sequence[Piece], *, first: bool) -> Object:
         return self.choice(pieces)
 
     def choice(self, pieces: Sequence[Piece]) -> Object:
-        logprobs = None if self._logprobs is None else self._columns(pieces)
+        place = self._place(pieces[0].index)
+        echo, place.echo = place.echo, Echo()
+        logprobs = None
+        if self._logprobs is not None:
+            rows = [*echo.rows, *self._rows(pieces, place)]
+            columns = zip(*rows, strict=True) if rows else ((),) * len(COLUMNS)
+            logprobs = {n: list(column) for n, column in zip(COLUMNS, columns, strict=True)}
         common = _common(pieces, self._tokenizer)
-        return {**common, "text": _text(pieces), "logprobs": logprobs}
+        return {**common, "text": echo.text + _text(pieces), "logprobs": logprobs}
 
-    def _columns(self, pieces: Sequence[Piece]) -> Object:
-        offset = self._offsets.get(pieces[0].index, 0)
-        rows: list[tuple[Any, ...]] = []
+    def add_prompts(self, out: Object, each: Sequence[list[Any]]) -> None:
+        for choice in out["choices"]:
+            place = choice["index"] * len(each) // len(out["choices"])
+            choice["prompt_logprobs"] = each[place]
+
+    def _place(self, index: int) -> _Place:
+        if index not in self._places:
+            self._places[index] = _Place(self._tokenizer.stream(continues=True))
+        return self._places[index]
+
+    def _rows(self, pieces: Sequence[Piece], place: _Place) -> Iterator[tuple[Any, ...]]:
+        """A token's text may be told later than the token, so its place is counted here."""
         for piece in pieces:
-            rows += [(*self._row(token), offset) for token in piece.tokens]
-            offset += len(piece.text)
-        self._offsets[pieces[0].index] = offset
-        names = ("tokens", "token_logprobs", "top_logprobs", "ranks", "token_ids", "text_offset")
-        columns = zip(*rows, strict=True) if rows else ((),) * len(names)
-        return {name: list(column) for name, column in zip(names, columns, strict=True)}
+            for token in piece.tokens:
+                yield *self._row(token), place.before + place.read
+                place.read += len(place.stream.push(token.id))
 
     def _row(self, token: Token) -> tuple[Any, ...]:
         text = self._tokenizer.token_text(token.id)

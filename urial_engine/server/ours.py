@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -17,7 +18,6 @@ from ..engine_outputs import score_output
 from ..outputs import ScoreOutput
 from ..prompt import NAMED, UrialPrompt
 from ..sampling import SamplingParams
-from ..scheduler_requests import Request as Work
 from ..shift_data import CLASSES, Answer
 from ..sources import Probe
 from ..token_shift import sampling, shift_of_answers, side_of, written
@@ -26,10 +26,10 @@ from ..token_shift_result import TokenShift
 from .answers import FOR_WHOLE
 from .models import CHAT, Served, beside
 from .openai_forms import Object
-from .refusal import bad
+from .refusal import bad, too_late
 from .replies import Gone, Json, whole
 from .schema import PinBody, PromptBody, ScoreBody, ShiftBody
-from .state import State
+from .state import MOST_FIGURES, State
 
 COLUMNS = (
     *("answer", "position", "token_id", "base_rank", "base_ties", "base_logprob", "base_entropy"),
@@ -59,12 +59,20 @@ def router(state: State) -> APIRouter:
     @api.put("/v1/prompts/{name}")
     async def put(name: str, body: PromptBody) -> Response:
         served = state.models.get(body.model)
-        await state.models.put(served, name, body.text)
+        with state.worker.room_for(served.engine, 1):
+            await state.models.put(served, name, body.text)
         return Json(_prompt(state, name))
+
+    @api.delete("/v1/prompts/{name}")
+    async def remove(name: str) -> Response:
+        await state.models.remove(name)
+        return Json({"name": name, "deleted": True})
 
     @api.post("/v1/prompts/{name}/pin")
     async def pin(name: str, body: PinBody) -> Response:
-        await state.models.pin(state.models.get(body.model), name)
+        served = state.models.get(body.model)
+        with state.worker.room_for(served.engine, 1):
+            await state.models.pin(served, name)
         return Json(_prompt(state, name))
 
     @api.delete("/v1/prompts/{name}/pin")
@@ -98,6 +106,7 @@ async def _score(state: State, body: ScoreBody) -> Object:
         raise bad("prompt is an empty list; give it at least one prompt", "prompt")
     if len(prompts) != len(continuations):
         raise bad(f"{len(prompts)} prompts and {len(continuations)} continuations: not pairs")
+    state.worker.check_count(len(prompts))
     asked = await state.models.text(served, body.urial_prompt, "")
     requests = await beside(
         sum(map(len, (*prompts, *continuations))),
@@ -106,9 +115,22 @@ async def _score(state: State, body: ScoreBody) -> Object:
             for i, pair in enumerate(zip(prompts, continuations, strict=True))
         ],
     )
-    await _run(state, served, requests, body.deadline)
+    rows = sum(len(request.ids) - request.rows_from for request in requests)
+    if rows * (1 + body.top_k) > MOST_FIGURES:
+        message = (
+            f"{rows} tokens with {body.top_k} others each: at most {MOST_FIGURES} in one request"
+        )
+        raise bad(message, "continuation")
+    until = state.limits.until(body.deadline)
+    with state.worker.begin(served.engine, requests, until, every=FOR_WHOLE) as jobs:
+        for job in jobs:
+            await job.done()
+    state.metrics.scored(requests)
     scores = [score_output(request.scored) for request in requests if request.scored]
-    return {"model": served.name, "results": [_score_json(served, one) for one in scores]}
+    results = await beside(
+        rows * (1 + body.top_k), lambda: [_score_json(served, s) for s in scores]
+    )
+    return {"model": served.name, "results": results}
 
 
 def _score_json(served: Served, score: ScoreOutput) -> Object:
@@ -117,18 +139,10 @@ def _score_json(served: Served, score: ScoreOutput) -> Object:
     return {**columns, "tokens": tokens}
 
 
-async def _run(
-    state: State, served: Served, requests: Sequence[Work], seconds: float | None
-) -> None:
-    until = state.limits.until(seconds)
-    with state.worker.begin(served.engine, requests, until, every=FOR_WHOLE) as jobs:
-        for job in jobs:
-            await job.done()
-
-
 async def _shift(state: State, body: ShiftBody) -> Object:
     """Answers are made as any other request's, so that they share steps and can be dropped; then
     both models read them, in a thread."""
+    until = state.limits.until(body.deadline)
     body.pass_over_unknown(state.passed_over)
     base, aligned = (state.models.get(name) for name in (body.base, body.aligned))
     if len(body.queries) > state.limits.max_queries:
@@ -144,27 +158,31 @@ async def _shift(state: State, body: ShiftBody) -> Object:
     params = state.limits.check(params)
     probes = [_probe(place, body) for place in range(len(body.queries))]
     if body.answers is None:
-        answers = await _generated(state, plan, aligned, probes, params, body.deadline)
+        answers = await _generated(state, plan, aligned, probes, params, until)
     else:
         size = sum(map(len, [*body.queries, *body.answers]))
         answers = await beside(size, lambda: [plan.given(probe) for probe in probes])
     if (rows := sum(len(answer.token_ids) for answer in answers)) > MOST_ROWS:
         raise bad(f"answers of {rows} tokens: at most {MOST_ROWS} in one request", "answers")
     admitted = body.answers is None  # with the requests that made them
-    with state.worker.room_for(aligned.engine, len(answers), admitted=admitted), _wanted() as go_on:
+    room = state.worker.room_for(aligned.engine, len(answers), admitted=admitted)
+    with room, _wanted(until) as go_on:
         read = partial(shift_of_answers, plan, base.engine, aligned.engine, answers)
         shift = await asyncio.to_thread(read, rows=ROWS_AT_ONCE, before_each=go_on)
     return _shift_json(shift)
 
 
 @contextmanager
-def _wanted() -> Iterator[Callable[[], None]]:
-    """For a thread, which nobody can cancel: asks whether the result is still waited for."""
+def _wanted(until: float | None) -> Iterator[Callable[[], None]]:
+    """For a thread, which nobody can cancel: asks whether the result is still waited for, and not
+    later than `until`."""
     left = threading.Event()
 
     def go_on() -> None:
         if left.is_set():
             raise Gone
+        if until is not None and time.monotonic() > until:
+            raise too_late()
 
     try:
         yield go_on
@@ -178,7 +196,7 @@ async def _generated(
     aligned: Served,
     probes: Sequence[Probe],
     params: SamplingParams,
-    seconds: float | None,
+    until: float | None,
 ) -> list[Answer]:
     size = sum(len(probe.query) for probe in probes)
     asked = await beside(size, lambda: [plan.ask(probe) for probe in probes])
@@ -186,7 +204,9 @@ async def _generated(
         aligned.engine.generation(one.first, sampling(plan, one, params), one.probe.where)
         for one in asked
     ]
-    await _run(state, aligned, requests, seconds)
+    with state.running(aligned, requests, until, FOR_WHOLE) as jobs:
+        for job in jobs:
+            await job.done()
     samples = [request.samples[0].output() for request in requests]
     return [written(plan, one, sample) for one, sample in zip(asked, samples, strict=True)]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..errors import DeviceError, NumericsError, UrialError
+from ..errors import ContextError, DeviceError, NumericsError, UrialError
 
+TOO_LONG = "context_length_exceeded"  # the word of OpenAI's clients
 UNEXPECTED = "something failed inside; the server's log says what"
 
 
@@ -36,12 +37,19 @@ def busy(status: int, kind: str, message: str, seconds: int) -> Refusal:
     return Refusal(status, kind, message, headers={"Retry-After": str(seconds)})
 
 
+def too_late() -> Refusal:
+    message = "the deadline of the request is over; ask for fewer tokens, or for longer"
+    return Refusal(504, "deadline", message)
+
+
 def refusal_of(error: BaseException) -> Refusal:
     """What a client is told of an error."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, (NumericsError, DeviceError)):
         return Refusal(500, "server_error", str(error))
+    if isinstance(error, ContextError):
+        return Refusal(400, TOO_LONG, str(error), "prompt")
     if isinstance(error, UrialError):
         return bad(str(error))
     return Refusal(500, "server_error", UNEXPECTED)

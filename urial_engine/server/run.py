@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +19,12 @@ from ..prompt import UrialPrompt
 from .app import create_app
 from .metrics import Metrics
 from .models import CHAT, Models, Served
+from .protocol import Protocol
 from .state import Limits, State
 from .worker import Worker
 
 LOG = logging.getLogger(__name__)
+TOLD = 2.0  # seconds in which clients must have taken that their requests have ended
 SWITCH = 0.0005  # seconds that a thread may keep Python from the others: a step waits for it
 
 
@@ -36,6 +39,13 @@ class Options:
     origins: Sequence[str]
     log_prompts: bool
     prefix_dir: Path | None
+
+
+def on_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 Ready = Callable[[str], None]  # is told the address
@@ -75,10 +85,14 @@ class _Server(uvicorn.Server):
     """Ends in two steps: what runs is finished while nothing new is taken, then it closes."""
 
     def __init__(self, state: State, options: Options, ready: Ready) -> None:
-        app = create_app(state, key=options.key, origins=options.origins)
+        local = options.key is None and on_loopback(options.host)
+        app = create_app(state, key=options.key, origins=options.origins, local=local)
         where: dict[str, Any] = {"host": options.host, "port": options.port}
-        quiet: dict[str, Any] = {"log_level": "warning", "lifespan": "off"}
-        super().__init__(uvicorn.Config(app, **where, **quiet, timeout_graceful_shutdown=5))
+        quiet: dict[str, Any] = {"log_level": "error", "lifespan": "off"}  # clients err
+        kinds: dict[str, Any] = {"http": Protocol, "ws": "none"}
+        super().__init__(
+            uvicorn.Config(app, **where, **quiet, **kinds, timeout_graceful_shutdown=5)
+        )
         self._state = state
         self._seconds = options.drain_seconds
         self._ready = ready
@@ -100,4 +114,6 @@ class _Server(uvicorn.Server):
     async def _drain(self) -> None:
         if not await self._state.worker.drain(self._seconds):
             LOG.warning("%d requests were not finished in time", self._state.worker.active)
+            await self._state.worker.close()  # they are told
+            await self._state.worker.drain(TOLD)
         self.should_exit = True

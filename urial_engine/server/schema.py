@@ -1,15 +1,16 @@
 """The bodies of requests: JSON goes in, checked for names and types; values are the engine's to
 check.
 
-A field that a client sends and nobody here knows is passed over, and named in the log once: clients
-of these APIs send new ones with every version.
+A field that would change the answer and that nobody here implements is refused by its name. One
+that nobody here knows is passed over, and named in the log once: clients of these APIs send new
+ones with every version.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,24 +20,69 @@ LOG = logging.getLogger(__name__)
 
 MOST_TOLD = 100  # unknown names, of all clients together: they can make up any number
 Ids = list[Annotated[int, Field(ge=0, lt=2**31)]]
+# Fields of each API that change an answer, or what is told of it, and that are not implemented.
+OPENAI = (
+    *("logit_bias", "use_beam_search", "allowed_token_ids", "bad_words", "truncate_prompt_tokens"),
+    *("logits_processors", "structured_outputs", "structural_tag", "guided_json", "guided_regex"),
+    *("guided_choice", "guided_grammar", "repetition_detection", "logprob_token_ids", "cache_salt"),
+    *("thinking_token_budget", "return_token_ids", "return_tokens_as_token_ids", "response_format"),
+    *("skip_special_tokens", "add_special_tokens", "watermarking", "vllm_xargs"),
+)
+COMPLETIONS = (*OPENAI, "suffix", "prompt_embeds")
+TEMPLATE = (
+    *("add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs"),
+    *("documents", "tools"),
+)
+CHATS = (
+    *(*OPENAI, *TEMPLATE, "echo", "tool_choice", "functions", "function_call", "audio"),
+    *("modalities", "web_search_options", "return_prompt_text"),
+)
+MESSAGE = ("tool_calls", "function_call", "audio")
+TGI = (
+    *("typical_p", "watermark", "grammar", "adapter_id", "stop_sequences", "presence_penalty"),
+    *("min_new_tokens", "ignore_eos_token", "response_format", "apply_chat_template"),
+    *("num_beams", "num_return_sequences", "return_k_alternatives"),
+)
+# Values that change nothing: of nearly all of them these (False is one), of a few others.
+NOTHING: tuple[Any, ...] = (None, "", 0, [], {})
+HARMLESS: dict[str, tuple[Any, ...]] = {
+    "skip_special_tokens": (None, True),
+    "add_generation_prompt": (None, True),
+    "response_format": (None, {"type": "text"}),
+    "modalities": (None, ["text"]),
+    "num_beams": (None, 1),
+    "num_return_sequences": (None, 1),
+    **dict.fromkeys(("tool_choice", "function_call"), (None, "none", "auto")),
+}
 
 
 class Body(BaseModel):
-    """`extra` fields are kept, so that they can be named."""
+    """`extra` fields are kept, so that they can be named; those of `refused` are."""
 
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+    refused: ClassVar[tuple[str, ...]] = ()
+    harmless: ClassVar[Mapping[str, tuple[Any, ...]]] = HARMLESS
 
-    def pass_over_unknown(self, known: set[str]) -> None:
-        names = {name[:100] for name in self.model_extra or {}} - known
+    def pass_over_unknown(self, known: set[str], where: str = "") -> None:
+        """Or refuse it; in the bodies within this one, too."""
+        extra = self.model_extra or {}
+        for name in self.refused:
+            if extra.get(name) not in self.harmless.get(name, NOTHING):
+                raise bad(f"{where}{name} is not implemented; leave it out", f"{where}{name}")
+        names = {f"{where}{name}"[:100] for name in extra if name not in self.refused} - known
         for name in sorted(names)[: MOST_TOLD - len(known)]:
             known.add(name)
             LOG.warning("the field %r is not known here, and is passed over", name)
+        for field, value in self.__dict__.items():
+            inner = value if isinstance(value, list) else [value]
+            if inner and isinstance(inner[0], Body):
+                for one in inner:
+                    one.pass_over_unknown(known, f"{where}{field}.")
 
-    def refuse_set(self, *names: str) -> None:
-        """Fields that change the answer, and that nobody here implements."""
-        for name in names:
-            if getattr(self, name) not in (None, "", False, {}, []):
-                raise bad(f"{name} is not implemented; leave it out", name)
+
+class StreamOptions(Body):
+    refused = ("continuous_usage_stats",)
+    include_usage: bool | None = None
 
 
 class Asked(Body):
@@ -46,14 +92,14 @@ class Asked(Body):
     temperature: float | None = None
     top_p: float | None = None
     n: int | None = None
+    best_of: int | None = None
     max_tokens: int | None = None
     stop: str | list[str] | None = None
     seed: int | None = None
-    stream: bool = False
-    stream_options: dict[str, Any] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
     user: str | None = None
     # Ours, and vLLM's:
     top_k: int | None = None
@@ -69,9 +115,6 @@ class Asked(Body):
     compare_with: CompareWith | None = None
     deadline: float | None = None
 
-    def usage_in_stream(self) -> bool:
-        return bool((self.stream_options or {}).get("include_usage"))
-
 
 class CompareWith(Body):
     """The second context: the same conversation in another form, or under another model."""
@@ -81,11 +124,11 @@ class CompareWith(Body):
 
 
 class CompletionBody(Asked):
+    refused = COMPLETIONS
+    harmless = {**HARMLESS, "add_special_tokens": (None, True)}
     prompt: str | Ids | list[str] | list[Ids]
-    best_of: int | None = None
-    echo: bool = False
+    echo: bool | None = None
     logprobs: int | None = None
-    suffix: str | None = None
 
 
 class Part(Body):
@@ -94,6 +137,7 @@ class Part(Body):
 
 
 class MessageBody(Body):
+    refused = MESSAGE
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[Part] | None = None
 
@@ -108,21 +152,19 @@ class MessageBody(Body):
 
 
 class ChatBody(Asked):
+    refused = CHATS
     messages: list[MessageBody] = Field(min_length=1)
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
-    functions: list[Any] | None = None
-    response_format: dict[str, Any] | None = None
 
 
 class TokenizeBody(Body):
+    refused = TEMPLATE
     model: str | None = None
     prompt: str | None = None
     messages: list[MessageBody] | None = None
-    add_special_tokens: bool = True
+    add_special_tokens: bool | None = None
 
 
 class DetokenizeBody(Body):
@@ -168,25 +210,22 @@ class PinBody(Body):
 class TgiParameters(Body):
     """TGI's own names and defaults; the last two are ours."""
 
+    refused = TGI
     best_of: int | None = Field(None, ge=1)
-    decoder_input_details: bool = False
-    details: bool = True
-    do_sample: bool = False
+    decoder_input_details: bool | None = None
+    details: bool | None = None
+    do_sample: bool | None = None
     frequency_penalty: float | None = None
     max_new_tokens: int | None = None
     repetition_penalty: float | None = None
     return_full_text: bool | None = None
     seed: int | None = None
-    stop: list[str] = []
+    stop: list[str] | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_n_tokens: int | None = Field(None, ge=0, le=20)
     top_p: float | None = None
     truncate: int | None = Field(None, ge=1)
-    typical_p: float | None = None
-    watermark: bool = False
-    grammar: Any = None
-    adapter_id: str | None = None
     urial_prompt: str | None = None
     repetition_penalty_scope: str | None = None
 
@@ -194,7 +233,7 @@ class TgiParameters(Body):
 class TgiBody(Body):
     inputs: str
     parameters: TgiParameters = Field(default_factory=lambda: TgiParameters.model_validate({}))
-    stream: bool = False
+    stream: bool | None = None
     model: str | None = None
 
 
@@ -214,8 +253,8 @@ def _refused(form: dict[str, Any], statuses: str) -> Responses:
 
 _TEXT = {"type": "string"}
 _FAILURE = _object(message=_TEXT, type=_TEXT, param={"type": ["string", "null"]}, code=_TEXT)
-REFUSED = _refused(_object(error=_FAILURE), "400, 401, 404, 408, 413, 429, 500, 503, 504")
+REFUSED = _refused(_object(error=_FAILURE), "400, 401, 403, 404, 408, 413, 429, 500, 503, 504")
 REFUSED_TGI = _refused(
-    _object(error=_TEXT, error_type=_TEXT), "401, 404, 408, 413, 422, 424, 429, 503"
+    _object(error=_TEXT, error_type=_TEXT), "401, 403, 404, 408, 413, 422, 424, 429, 503"
 )
 STREAMED: Responses = {200: {"content": {"text/event-stream": {}}}}

@@ -47,7 +47,7 @@ class Shadow:
     async def rank(self, events: Sequence[StreamEvent]) -> list[Ranked]:
         """Of the token of each event, which follow on those of the last call."""
         new = [token for event in events for token in event.token_ids]
-        request = self._engine.scoring(self._ids, new, 0, "compare_with")
+        request = self._engine.scoring(self._ids, new, 0, "compare_with", urgent=True)
         self._ids = self._ids + new
         begun = self._worker.begin(self._engine, [request], self._deadline, admitted=True)
         with begun as (job,):

@@ -16,6 +16,7 @@ from .refusal import bad
 from .worker import Job, Worker
 
 LOG = logging.getLogger(__name__)
+MOST_FIGURES = 1 << 18  # log-probabilities of prompts that one request may ask for, in all choices
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +77,12 @@ class State:
             params = replace(params, stop=tuple(dict.fromkeys(stop)))
         if self.log_prompts:
             LOG.info("%s: %r", served.name, asked.prompt)
-        return served.engine.generation(
-            asked.prompt, params, label, stream=True, prefix=asked.prefix
-        )
+        engine, prompt = served.engine, asked.prompt
+        if params.max_tokens is None:  # to the end of the context, or of what the cache can hold
+            prompt = engine.token_ids(prompt, label, asked.prefix)
+            most = engine.capacity(prompt) + 1 - len(prompt)  # the last token is never read
+            params = replace(params, max_tokens=max(most, 1))
+        return engine.generation(prompt, params, label, stream=True, prefix=asked.prefix)
 
     @contextmanager
     def running(
@@ -89,10 +93,6 @@ class State:
         every: int = 1,
     ) -> Iterator[list[Job]]:
         """As `Worker.begin`, and counted."""
-        with self.worker.begin(served.engine, requests, deadline, every=every) as jobs:
-            dropped = True
-            try:
-                yield jobs
-                dropped = False
-            finally:
-                self.metrics.ended(requests, dropped=dropped)
+        begun = self.worker.begin(served.engine, requests, deadline, every=every)
+        with begun as jobs, self.metrics.counted(requests):
+            yield jobs

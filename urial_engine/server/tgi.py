@@ -2,28 +2,29 @@
 out.
 
 As there, the text holds the stop sequence that ended it, and an answer is greedy unless something
-says that it is sampled.
+says that it is sampled. A text in URIAL's form is answered in it: up to the closing fence.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ..engine_outputs import prompt_logprobs_of
+from ..prompt import in_urial_form
 from ..sampling import SamplingParams
 from ..scheduler_requests import Generation
-from .answers import FOR_WHOLE, Piece, Token, written
-from .models import Served, beside
-from .openai_forms import Object
+from .answers import FOR_FENCE, FOR_WHOLE, Piece, Token, written
+from .models import Asked, Served, beside
+from .openai_forms import FIGURE, Object
 from .refusal import Refusal, bad
 from .replies import event, stream, whole
-from .schema import TgiBody, TgiParameters
+from .schema import STREAMED, TgiBody, TgiParameters
 from .state import State
 
 USUAL_TOKENS = 100
@@ -35,6 +36,7 @@ KINDS = {422: "validation", 429: "overloaded", 424: "generation", 503: "overload
 class Call:
     served: Served
     body: TgiBody
+    asked: Asked
     request: Generation
     best_of: bool
 
@@ -55,11 +57,11 @@ def router(state: State) -> APIRouter:
     async def generate(body: TgiBody, request: Request) -> Response:
         return await whole(request, _whole(state, await _call(state, body)))
 
-    @api.post("/generate_stream")
+    @api.post("/generate_stream", response_class=Response, responses=STREAMED)
     async def generate_stream(body: TgiBody, request: Request) -> Response:
         return await _stream(state, body, request)
 
-    @api.post("/")
+    @api.post("/", responses=STREAMED)
     async def either(body: TgiBody, request: Request) -> Response:
         if body.stream:
             return await _stream(state, body, request)
@@ -91,32 +93,36 @@ def _info(state: State) -> Object:
 
 
 async def _call(state: State, body: TgiBody) -> Call:
-    given = body.parameters
-    for part in (body, given):
-        part.pass_over_unknown(state.passed_over)
-    given.refuse_set("typical_p", "watermark", "grammar", "adapter_id")
+    body.pass_over_unknown(state.passed_over)
+    given, most_of = body.parameters, state.limits.max_n
     best_of = given.best_of or 1
+    if best_of > most_of:
+        raise bad(f"best_of={best_of}: at most {most_of} samples are made here", "best_of")
     if best_of > 1 and given.seed is not None:
         raise bad("best_of with a seed: the samples of one seed are not TGI's; leave it out")
+    if given.truncate and given.urial_prompt:
+        raise bad("truncate would cut off the urial_prompt; leave one out", "truncate")
     served = state.models.get(body.model)
     asked = await state.models.text(served, given.urial_prompt, body.inputs)
+    if given.urial_prompt and in_urial_form(body.inputs):
+        asked = replace(asked, urial=state.models.prompts[given.urial_prompt])
     most = state.limits.new_tokens(given.max_new_tokens, USUAL_TOKENS)
     params = state.limits.check(_params(given, best_of, most))
-    engine = served.engine
 
     def made() -> Generation:
         request = state.generation(served, asked, params, "inputs")
         if given.truncate is None or len(request.ids) <= given.truncate:
             return request
         ids = request.ids[-given.truncate :]  # the last of them, as TGI does
-        return engine.generation(ids, params, "inputs", stream=True)
+        return served.engine.generation(ids, params, "inputs", stream=True)
 
-    return Call(served, body, await beside(len(body.inputs), made), best_of > 1)
+    request = await beside(len(body.inputs), made)
+    return Call(served, body, asked, request, best_of > 1)
 
 
 def _params(given: TgiParameters, best_of: int, max_tokens: int) -> SamplingParams:
     warped = given.temperature not in (None, 1.0) or given.top_k or given.top_p not in (None, 1.0)
-    sampled = given.do_sample or bool(warped)
+    sampled = bool(given.do_sample or warped)
     if best_of > 1 and not sampled:
         raise bad("best_of needs do_sample=true: greedy samples are all equal", "best_of")
     if given.temperature == 0:
@@ -130,7 +136,7 @@ def _params(given: TgiParameters, best_of: int, max_tokens: int) -> SamplingPara
         repetition_penalty_scope=given.repetition_penalty_scope or "all",
         frequency_penalty=given.frequency_penalty or 0.0,
         max_tokens=max_tokens,
-        stop=given.stop,
+        stop=given.stop or (),
         include_stop_str_in_output=True,
         seed=given.seed,
         logprobs=given.top_n_tokens or 0,
@@ -141,10 +147,18 @@ def _params(given: TgiParameters, best_of: int, max_tokens: int) -> SamplingPara
 async def _whole(state: State, call: Call, *, as_list: bool = False) -> Object | list[Object]:
     given = call.body.parameters
     samples: list[list[Piece]] = [[] for _ in call.request.samples]
-    async with aclosing(_pieces(state, call, FOR_WHOLE)) as told:
+    every = FOR_FENCE if call.asked.urial else FOR_WHOLE
+    async with aclosing(_pieces(state, call, every)) as told:
         async for pieces in told:
             for piece in pieces:
                 samples[piece.index].append(piece)
+    rows = sum(map(len, samples)) * (1 + (given.top_n_tokens or 0)) + len(call.request.ids)
+    out = await beside(rows * FIGURE, lambda: _reply(call, samples))
+    return [out] if as_list else out
+
+
+def _reply(call: Call, samples: Sequence[Sequence[Piece]]) -> Object:
+    given = call.body.parameters
     sequences = sorted((_sequence(call, own) for own in samples), key=_mean_logprob, reverse=True)
     best, *others = sequences
     out: Object = {"generated_text": best["generated_text"]}
@@ -152,7 +166,7 @@ async def _whole(state: State, call: Call, *, as_list: bool = False) -> Object |
         out["details"] = {k: v for k, v in best.items() if k != "generated_text"}
         if call.best_of:
             out["details"]["best_of_sequences"] = others
-    return [out] if as_list else out
+    return out
 
 
 async def _stream(state: State, body: TgiBody, request: Request) -> Response:
@@ -160,7 +174,8 @@ async def _stream(state: State, body: TgiBody, request: Request) -> Response:
         raise bad("best_of cannot be streamed", "best_of")
     if body.parameters.decoder_input_details:
         raise bad("decoder_input_details cannot be streamed", "decoder_input_details")
-    return await stream(request, _events(state, await _call(state, body)), failed)
+    until = state.limits.until(None)
+    return await stream(request, _events(state, await _call(state, body)), failed, until)
 
 
 async def _events(state: State, call: Call) -> AsyncGenerator[bytes, None]:
@@ -182,14 +197,15 @@ def _event(call: Call, piece: Piece, so_far: Sequence[Piece]) -> Object:
         own = _sequence(call, so_far)
         names = ("finish_reason", "generated_tokens", "seed")
         out["generated_text"] = own["generated_text"]
-        out["details"] = {n: own[n] for n in names} | {"input_length": len(call.request.ids)}
+        if call.body.parameters.details:
+            out["details"] = {n: own[n] for n in names} | {"input_length": len(call.request.ids)}
     return out
 
 
 async def _pieces(state: State, call: Call, every: int) -> AsyncGenerator[list[Piece], None]:
     until = state.limits.until(None)
     with state.running(call.served, [call.request], until, every) as (job,):
-        async with aclosing(written(job, None, None)) as told:
+        async with aclosing(written(job, call.asked.urial, None)) as told:
             async for pieces in told:
                 yield pieces
 

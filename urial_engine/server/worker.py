@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import anyio
 
@@ -20,7 +20,7 @@ from ..engine import Engine
 from ..errors import DeviceError, UrialError
 from ..outputs import StreamEvent
 from ..scheduler_requests import Generation, Request
-from .refusal import Refusal, busy
+from .refusal import Refusal, bad, busy, too_late
 
 LOG = logging.getLogger(__name__)
 RATE_WINDOW = 30.0  # seconds over which finished requests are counted
@@ -49,6 +49,8 @@ class Job:
     async def news(self) -> list[StreamEvent]:
         """The events since the last call, at least one unless it is finished meanwhile."""
         await self._wait(lambda: bool(self._events))
+        if self.deadline is not None and time.monotonic() > self.deadline and self._events:
+            raise too_late()  # though its client may be too slow to have taken them all
         events, self._events = self._events, []
         return events
 
@@ -71,8 +73,7 @@ class Job:
                 with anyio.fail_after(max(self.deadline - time.monotonic(), 0)):
                     await self._news.wait()
             except TimeoutError:
-                message = "the deadline of the request is over; ask for fewer tokens, or for longer"
-                raise Refusal(504, "deadline", message) from None
+                raise too_late() from None
         if self.error is not None and not enough():
             raise self.error
 
@@ -90,7 +91,7 @@ class Worker:
         self._inbox: deque[Job] = deque()
         self._jobs: list[Job] = []  # of the thread
         self._active = 0  # of the loop
-        self._finished: deque[float] = deque()  # when, of the last ones
+        self._finished = deque[float](maxlen=4096)  # when, of the last ones
         self._idle = asyncio.Event()
         self._idle.set()
         self._wake = threading.Event()
@@ -119,10 +120,10 @@ class Worker:
         """Their jobs, which end with the block: what is not finished then is dropped.
 
         Refusal where there is no room for them, now or ever; `admitted`: they are a part of what
-        found room already.
+        found room already, and count with that.
         """
         jobs = [Job(engine, request, deadline, every) for request in requests]
-        with self.room_for(engine, len(requests), admitted=admitted):
+        with nullcontext() if admitted else self.room_for(engine, len(requests)):
             self._inbox += jobs
             self._wake.set()
             try:
@@ -155,6 +156,11 @@ class Worker:
             await self._idle.wait()
         return not self._active
 
+    @property
+    def healthy(self) -> bool:
+        """Whether steps can be made, with all models."""
+        return not self.failed and (self._thread.is_alive() or self._closed)
+
     async def close(self) -> None:
         """What is still there ends with an error."""
         self._closed = True
@@ -170,6 +176,12 @@ class Worker:
         waiting = max(self._active - self.room // 2, 1)
         return min(max(round(waiting / rate), 1), 60) if rate else 5
 
+    def check_count(self, count: int) -> None:
+        """For who would do much for so many requests before they are found to be too many."""
+        if count > self.room:
+            message = f"{count} prompts in one request; at most {self.room} fit, send fewer"
+            raise bad(message, "prompt")
+
     def _admit(self, engine: Engine, count: int) -> None:
         if engine in self.failed:
             raise Refusal(
@@ -177,9 +189,7 @@ class Worker:
             )
         if self.draining:
             raise busy(503, "draining", "the server is about to end; ask another one", 5)
-        if count > self.room:
-            message = f"{count} prompts in one request; at most {self.room} fit, send fewer"
-            raise Refusal(400, "invalid_request_error", message, "prompt")
+        self.check_count(count)
         if self._active + count > self.room:
             seconds = self.retry_after()
             message = f"{self._active} requests are waiting or running, and no more than "
@@ -208,7 +218,10 @@ class Worker:
             self._jobs.append(job)
             try:
                 job.engine.submit(job.request)
-            except UrialError as error:
+            except Exception as error:  # the thread goes on, whatever one request is
+                if not isinstance(error, UrialError):
+                    LOG.exception("a request could not be begun")
+                    error = DeviceError(f"the request could not be begun: {error!r}")
                 job.request.error = error
                 job.request.finish()
 
@@ -220,7 +233,7 @@ class Worker:
             own = [job.request for job in self._jobs if job.engine is engine]
             own = [request for request in own if not request.finished]
             for request in own:
-                request.error = DeviceError(f"a step of the model failed: {error}")
+                request.error = DeviceError(f"a step of the model failed: {error!r}")
                 engine.cancel(request)
             try:
                 engine.step()  # which lets go of them

@@ -4,7 +4,7 @@
 `python -m urial_engine.compat.vllm SCRIPT ARGS`. docs/tools/vllm.md says what is honoured.
 """
 
-from .inputs import TextPrompt, TokensPrompt
+from .inputs import PromptType, TextPrompt, TokensPrompt
 from .llm import LLM
 from .outputs import CompletionOutput, RequestOutput
 from .sampling_params import SamplingParams
@@ -12,6 +12,7 @@ from .sampling_params import SamplingParams
 __all__ = [
     "LLM",
     "CompletionOutput",
+    "PromptType",
     "RequestOutput",
     "SamplingParams",
     "TextPrompt",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import io
+import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,8 @@ USAGE = """usage: python -m urial_engine.compat.vllm SCRIPT [ARGUMENT ...]
        python -m urial_engine.compat.vllm -m MODULE [ARGUMENT ...]
 
 Runs an unmodified script as python would; its `vllm` is urial-engine, also where vLLM is
-installed. Processes that the script starts are not covered."""
+installed, and so is that of the Python processes that it starts."""
+SHIM = str(Path(__file__).with_name("shim"))  # a folder whose `vllm` stands in for itself
 HERE = "urial_engine.compat.vllm"
 # vLLM's modules, and which of ours each is.
 MODULES = {
@@ -54,6 +56,24 @@ def stand_in() -> None:
     sys.meta_path.insert(0, NoOtherModules())
 
 
+def stand_in_for_children() -> None:
+    """And so it does in the Python processes that this one starts, however it starts them: they
+    look for modules along PYTHONPATH or, as multiprocessing has it, along this process's path.
+
+    A `vllm` beside the script would come before that, and nobody would notice.
+    """
+    own = 0 if getattr(sys.flags, "safe_path", False) else 1  # else the script's folder comes first
+    for folder in sys.path[:own]:
+        if any(Path(folder, name).exists() for name in ("vllm/__init__.py", "vllm.py")):
+            refuse(
+                f"{folder or '.'} has a vllm of its own, which processes of the script would "
+                "find; run a copy of the script elsewhere\n"
+            )
+    sys.path.insert(own, SHIM)
+    every = os.environ
+    every["PYTHONPATH"] = os.pathsep.join(filter(None, (SHIM, every.get("PYTHONPATH"))))
+
+
 def run_script(script: str, arguments: Sequence[str]) -> None:
     """As `python SCRIPT ARGUMENTS` does."""
     path = Path.cwd() / script
@@ -67,6 +87,7 @@ def run_script(script: str, arguments: Sequence[str]) -> None:
     sys.modules["__main__"] = main
     if not getattr(sys.flags, "safe_path", False):  # else python has put no folder there
         sys.path[0] = str(path.resolve().parent)
+    stand_in_for_children()
     exec(code, main.__dict__)
 
 
@@ -82,6 +103,7 @@ def main(arguments: Sequence[str]) -> None:
         print(USAGE)
     elif first == "-m" and rest:
         stand_in()
+        stand_in_for_children()
         sys.argv = rest
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     elif Path(first).is_file():

@@ -13,7 +13,6 @@ from .sampling_params import SamplingParams
 
 # What can be had of an argument whose other values would change results. The first is the default.
 ONLY: Mapping[str, tuple[object, ...]] = {
-    **dict.fromkeys(("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"), (1,)),
     **dict.fromkeys(("quantization", "rope_theta", "hf_config_path"), (None,)),
     **dict.fromkeys(("rope_scaling", "rope_parameters", "hf_overrides"), (None, {})),
     **dict.fromkeys(("skip_tokenizer_init", "disable_sliding_window", "enable_lora"), (False,)),
@@ -33,12 +32,20 @@ ONLY: Mapping[str, tuple[object, ...]] = {
 CALLS: Mapping[str, tuple[object, ...]] = {
     **dict.fromkeys(("lora_request", "priority", "prompt_adapter_request"), (None,)),
     **dict.fromkeys(("guided_options_request", "tools"), (None,)),
-    **dict.fromkeys(("chat_template_kwargs", "mm_processor_kwargs"), (None, {})),
-    "tokenization_kwargs": (None, {}),
+    **dict.fromkeys(("mm_processor_kwargs", "tokenization_kwargs"), (None, {})),
     "chat_template_content_format": ("auto", "string"),
 }
+# And of the calls of a tokenizer, where transformers has them: nothing is padded, cut or cleaned.
+TEXTS: Mapping[str, tuple[object, ...]] = {
+    **dict.fromkeys(("padding", "truncation", "clean_up_tokenization_spaces"), (None, False)),
+    **dict.fromkeys(("max_length", "return_tensors", "text_pair", "tools", "documents"), (None,)),
+    **dict.fromkeys(("return_attention_mask", "return_token_type_ids"), (None, False)),
+}
+# How many devices share the work. There is one, and the results are those of any number.
+DEVICES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 # What neither changes a result nor has a meaning here, with vLLM's default.
 UNUSED: Mapping[str, object] = {
+    **dict.fromkeys(DEVICES, 1),
     "gpu_memory_utilization": 0.9,
     "swap_space": 4,
     "cpu_offload_gb": 0,
@@ -57,6 +64,13 @@ UNUSED: Mapping[str, object] = {
     **dict.fromkeys(("guided_decoding_backend", "structured_outputs_config"), None),
     **dict.fromkeys(("code_revision", "prefix_caching_hash_algo"), None),
     **dict.fromkeys(("attention_backend", "attention_config", "profiler_config"), None),
+    **dict.fromkeys(("served_model_name", "max_loras", "max_lora_rank", "max_cpu_loras"), None),
+    **dict.fromkeys(("preemption_mode", "num_scheduler_steps", "num_lookahead_slots"), None),
+    **dict.fromkeys(("scheduler_delay_factor", "tokenizer_pool_size", "kv_transfer_config"), None),
+    **dict.fromkeys(("max_num_partial_prefills", "max_long_partial_prefills"), None),
+    **dict.fromkeys(("long_prefill_token_threshold", "max_context_len_to_capture"), None),
+    **dict.fromkeys(("model_loader_extra_config", "use_tqdm_on_load", "additional_config"), None),
+    **dict.fromkeys(("disable_log_requests", "enable_expert_parallel"), None),
 }
 DTYPES = {"half": "float16", "float": "float32"}  # other names for the same
 # What a model's generation_config.json may say of sampling, and vLLM's names of it.
@@ -69,7 +83,9 @@ def check_others(others: Mapping[str, Any]) -> list[str]:
     cannot be had, or that vLLM does not have."""
     unused = {name: value for name, value in others.items() if name in UNUSED}
     check_only({name: value for name, value in others.items() if name not in unused}, ONLY)
-    return [f"{n}={value!r}" for n, value in unused.items() if value not in (None, UNUSED[n])]
+    asked = [f"{n}={value!r}" for n, value in unused.items() if value not in (None, UNUSED[n])]
+    one = "there is one device, and it gives the results of any number"
+    return [*asked, one] if any(text.partition("=")[0] in DEVICES for text in asked) else asked
 
 
 def check_only(others: Mapping[str, Any], table: Mapping[str, tuple[object, ...]]) -> None:

@@ -19,8 +19,10 @@ def chat_text(
     template: str | None = None,
     add_generation_prompt: bool,
     continue_final_message: bool,
+    more: Mapping[str, Any] | None = None,
 ) -> str:
-    """`template`: jinja2 source instead of the model's own; `names`: its special tokens by role.
+    """`template`: jinja2 source instead of the model's own; `names`: its special tokens by role;
+    `more`: what else the template may ask for, by name, such as `enable_thinking`.
 
     `continue_final_message`: the text ends with the last message, which the model then goes on
     with. TokenizerError where the template fails or there is none.
@@ -30,12 +32,14 @@ def chat_text(
             "add_generation_prompt and continue_final_message: a reply either begins or goes on"
         )
     plain = [{**message, "content": _content(message)} for message in messages]
+    template = template or tokenizer.chat_template
     if template is None:
-        text = tokenizer.render_chat(plain, add_generation_prompt=add_generation_prompt)
-    else:
-        from ...tokenizer_chat import render
+        return tokenizer.render_chat(plain)  # which says what to do about it
 
-        text = render(template, plain, names, add_generation_prompt=add_generation_prompt)
+    from ...tokenizer_chat import render
+
+    known = {**names, **(more or {})}
+    text = render(template, plain, known, add_generation_prompt=add_generation_prompt)
     return _cut_behind(text, plain[-1]["content"]) if continue_final_message else text
 
 

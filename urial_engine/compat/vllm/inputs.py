@@ -17,6 +17,9 @@ class TokensPrompt(TypedDict):
     prompt_token_ids: list[int]
 
 
+PromptType = str | list[int] | TextPrompt | TokensPrompt
+
+
 class Given(NamedTuple):
     """A text to be tokenised, or token ids with the text that they stand for, if that is known."""
 

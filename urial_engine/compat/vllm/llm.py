@@ -31,12 +31,12 @@ Params = SamplingParams | Sequence[SamplingParams] | None
 class LLM:
     """A model as vLLM's offline callers open it. `engine` is the `Engine` behind it.
 
-    Arguments that change results are honoured or refused (`arguments.ONLY`), all others that vLLM
-    has are named once in a warning of this module's logger. dtype: "auto" = as the checkpoint has
-    it. max_num_seqs: how many samples run at the same time. seed: from it and a request's number
-    comes the seed of each that has none, so a script run again draws the same.
-    kv_cache_memory_bytes: None = as the engine has it. Errors are those of `Engine`; bad arguments
-    and prompts are ValueErrors, as in vLLM.
+    Arguments that change results are honoured or refused (`arguments.ONLY`), those that change
+    none are named once in a warning of this module's logger (`UNUSED`), unknown ones are errors.
+    dtype: "auto" = as the checkpoint has it. max_num_seqs: how many samples run at the same time.
+    seed: from it and a request's number comes the seed of each that has none, so a script run again
+    draws the same. kv_cache_memory_bytes: None = as the engine has it. Errors are those of
+    `Engine`; bad arguments and prompts are ValueErrors, as in vLLM.
     """
 
     def __init__(
@@ -122,6 +122,7 @@ class LLM:
         chat_template: str | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **others: object,
     ) -> list[RequestOutput]:
         """Reply to one conversation or to each of several, in the model's chat template."""
@@ -137,6 +138,7 @@ class LLM:
                 template=chat_template,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
+                more=chat_template_kwargs,
             )
             ids = self._tokenizer.encode(text, add_special_tokens=False)  # it wrote its own
             prompts.append({"prompt": text, "prompt_token_ids": ids})

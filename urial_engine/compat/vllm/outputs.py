@@ -24,6 +24,7 @@ class CompletionOutput:
     logprobs: list[Logprobs] | None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    lora_request: None = None  # there are none, as there is no encoder
 
     def finished(self) -> bool:
         return self.finish_reason is not None
@@ -52,6 +53,9 @@ class RequestOutput:
     metrics: RequestMetrics
     num_cached_tokens: int
     seed: int
+    encoder_prompt: None = None
+    encoder_prompt_token_ids: None = None
+    lora_request: None = None
 
 
 def request_output(
@@ -82,7 +86,7 @@ def request_output(
 def _completion(
     sample: outputs.CompletionOutput, params: SamplingParams, tokenizer: Tokenizer
 ) -> CompletionOutput:
-    same = {field.name: getattr(sample, field.name) for field in fields(CompletionOutput)}
+    same = {field.name: getattr(sample, field.name) for field in fields(outputs.CompletionOutput)}
     return CompletionOutput(**{**same, "text": _text(sample, params, tokenizer)})
 
 

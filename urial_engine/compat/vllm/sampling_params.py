@@ -13,6 +13,7 @@ from ...errors import ParameterError
 
 LOG = logging.getLogger(__name__)
 SMALLEST_TEMPERATURE = 0.01  # what vLLM takes for one between 0 and this
+PENALTIES = ("presence", "frequency", "repetition")
 
 # They would change results, and are not implemented: anything but nothing is refused.
 REFUSED = (
@@ -93,6 +94,12 @@ class SamplingParams:
         if 0 < self.temperature < SMALLEST_TEMPERATURE:
             LOG.warning("temperature=%s: %s is taken", self.temperature, SMALLEST_TEMPERATURE)
             self.temperature = SMALLEST_TEMPERATURE
+
+    @classmethod
+    def from_optional(cls, **asked: Any) -> SamplingParams:
+        """As the constructor, and None is the default of what cannot be None."""
+        plain = ("n", "temperature", "top_p", *(f"{p}_penalty" for p in PENALTIES))
+        return cls(**{k: v for k, v in asked.items() if k not in plain or v is not None})
 
     def clone(self) -> SamplingParams:
         return copy.deepcopy(self)

@@ -8,7 +8,8 @@ const shade = (tokens) => Math.max(...tokens.map((token) => (token.other ? class
 export class Answer {
   text = ""; // exactly what was streamed
   tokens = []; // {text, id, position, own: {logprob, rank, top} or null, other: {rank, ties, logprob} or null}
-  counts = [0, 0, 0]; // of the tokens by class
+  ranks = []; // of those that have one under the second context
+  counts = [0, 0, 0]; // of these by class
   #alignment = new Alignment((text, tokens) => this.#run(text, tokens));
 
   // number: from 1. told: what answers and what shades, as settings.js words them.
@@ -24,7 +25,9 @@ export class Answer {
     for (const token of tokens) {
       token.position = this.tokens.length;
       this.tokens.push(token);
-      if (token.other) this.counts[classOf(token.other.rank)]++;
+      if (!token.other) continue;
+      this.ranks.push(token.other.rank);
+      this.counts[classOf(token.other.rank)]++;
     }
     this.#alignment.add(text, tokens);
   }

@@ -5,9 +5,12 @@ import { events, onUnauthorized } from "./api.js";
 import * as detail from "./detail.js";
 import * as prefix from "./prefix.js";
 import * as settings from "./settings.js";
-import { $, CLASSES, classOf, make, percent, plural, seconds, whole } from "./tools.js";
+import { cached, counts, drawCounts, ending, speed } from "./told.js";
+import { $, make, seconds } from "./tools.js";
 
-const turns = []; // {query, article, body, answer, note, clock, how}: the chat, in order
+// The chat, in order: {query, article, reply, mended}. A reply: {answer, body, note, nodes, clock,
+// how}. mended: the query stands in the message's field again, to be sent from there.
+const turns = [];
 let running = null; // the AbortController of the answer on its way
 
 // The chat.
@@ -15,8 +18,8 @@ let running = null; // the AbortController of the answer on its way
 function submit(query) {
   if (running || query.trim() === "") return;
   const last = turns.at(-1);
-  if (last && isVoid(last)) turns.pop().article.remove();
-  const turn = { query, article: make("article"), how: "" };
+  if (last && isVoid(last.reply)) turns.pop().article.remove();
+  const turn = { query, article: make("article"), reply: null, mended: false };
   turns.push(turn);
   if (answer(turn)) $("message").value = "";
   else turns.pop();
@@ -26,9 +29,9 @@ function submit(query) {
 const isVoid = ({ answer, how }) => answer.text === "" && (how === "failed" || how === "stopped");
 
 function messages() {
-  return turns.flatMap(({ query, answer }, i) => [
+  return turns.flatMap(({ query, reply }, i) => [
     { role: "user", content: query },
-    ...(i < turns.length - 1 ? [{ role: "assistant", content: answer.text }] : []),
+    ...(i < turns.length - 1 ? [{ role: "assistant", content: reply.answer.text }] : []),
   ]);
 }
 
@@ -38,131 +41,122 @@ function answer(turn) {
   if (!body) return false;
   report(null);
   const number = turns.length;
-  turn.answer = new Answer(number, settings.told());
-  turn.body = body;
-  turn.note = make("p", { class: "meta" });
-  const { model, answers, shades } = turn.answer.told;
-  turn.article.setAttribute("aria-labelledby", `query-${number}`);
-  turn.article.replaceChildren(
+  const made = new Answer(number, settings.told());
+  const { model, answers, shades } = made.told;
+  const note = make("p", { class: "meta" });
+  const nodes = [
     make("h3", { dir: "auto", id: `query-${number}` }, turn.query),
     make("p", { class: "meta" }, `${model} · ${answers}`, shades ? `, shaded by ${shades}` : ""),
-    turn.answer.element, turn.note);
+    made.element, note];
+  const clock = { start: performance.now(), first: null, last: null, early: 0, usage: null };
+  const before = turn.reply && !isVoid(turn.reply) ? turn.reply : null;
+  turn.reply = { answer: made, body, note, nodes, clock, how: "" };
+  turn.article.setAttribute("aria-labelledby", `query-${number}`);
+  turn.article.replaceChildren(...nodes);
   $("hello").hidden = true;
   $("log").append(turn.article);
   $("log").scrollTop = $("log").scrollHeight;
   detail.choose(null);
-  drawCounts(turn.answer);
-  read(turn, body);
+  drawCounts(made);
+  read(turn, before);
   return true;
 }
 
-async function read(turn, body) {
+// before: the reply that the turn had, or null. It comes back where nothing comes of this one.
+async function read(turn, before) {
+  const { reply } = turn;
+  let failure = null;
   running = new AbortController();
-  turn.clock = { start: performance.now(), first: null, last: null, early: 0, usage: null };
-  turn.how = "";
   drawButtons();
-  const timer = setInterval(() => drawSpeed(turn), 100);
+  const timer = setInterval(() => drawSpeed(reply), 100);
   try {
-    for await (const event of events("v1/chat/completions", body, running.signal)) take(turn, event);
+    for await (const event of events("v1/chat/completions", reply.body, running.signal)) take(reply, event);
   } catch (error) {
-    turn.how = error.name === "AbortError" ? "stopped" : "failed";
-    if (turn.how === "failed") report(error, () => answer(turn));
+    reply.how = error.name === "AbortError" ? "stopped" : "failed";
+    if (reply.how === "failed") failure = error;
   }
   clearInterval(timer);
   running = null;
-  close(turn);
+  if (turns.includes(turn)) close(turn, before, failure);
+  drawButtons(); // of a new chat, where one has begun
 }
 
-function take(turn, { choices, usage }) {
-  const { answer, clock } = turn;
+function take(reply, { choices, usage }) {
+  const { answer, clock } = reply;
   if (usage) clock.usage = usage;
   const choice = choices[0];
   if (!choice) return;
-  turn.how = choice.finish_reason ?? turn.how;
+  reply.how = choice.finish_reason ?? reply.how;
   const text = choice.delta?.content ?? "";
   const tokens = readTokens(choice);
   if (text === "" && tokens.length === 0) return;
   clock.last = performance.now();
   if (clock.first === null) [clock.first, clock.early] = [clock.last, tokens.length];
-  follow(() => answer.add(text, tokens));
+  drawSoon();
+  answer.add(text, tokens);
   speak(text);
-  drawCounts(answer);
-  drawSpeed(turn);
 }
+
+// Once a frame, however many events come: to measure and to draw costs more the longer the answer.
+let frame = 0;
+
+function drawSoon() {
+  if (frame) return;
+  const follow = atEnd();
+  frame = requestAnimationFrame(() => {
+    frame = 0;
+    const reply = turns.at(-1)?.reply; // another one by now, or none, where a chat has ended
+    if (!reply) return;
+    drawCounts(reply.answer);
+    drawSpeed(reply);
+    if (follow) toEnd();
+  });
+}
+
+const atEnd = () => $("log").scrollHeight - $("log").scrollTop - $("log").clientHeight < 60;
+const toEnd = () => ($("log").scrollTop = $("log").scrollHeight);
 
 // A change after which the end of the chat is in view, if it was before: else it is being read.
 function follow(change) {
-  const log = $("log");
-  const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 60;
+  const end = atEnd();
   change();
-  if (atEnd) log.scrollTop = log.scrollHeight;
+  if (end) toEnd();
 }
 
-function close(turn) {
-  if (!turns.includes(turn)) return drawButtons(); // a new chat has begun
-  const told = [counts(turn), ending(turn), speed(turn), cached(turn)].filter(Boolean).join(" · ");
+function close(turn, before, failure) {
+  const { reply } = turn;
+  const told = [counts(reply), ending(reply), speed(reply), cached(reply)].filter(Boolean).join(" · ");
   follow(() => {
-    turn.answer.end();
-    turn.note.textContent = told;
+    reply.answer.end();
+    reply.note.textContent = told;
   });
   speak("\n");
-  say(`${{ failed: "Failed", stopped: "Stopped" }[turn.how] ?? "Answered"}: ${counts(turn)}`);
-  drawButtons();
-  drawSpeed(turn);
+  say(`${{ failed: "Failed", stopped: "Stopped" }[reply.how] ?? "Answered"}: ${counts(reply)}`);
+  if (isVoid(reply)) takeBack(turn, before, failure);
+  if (failure) report(failure, () => again(turn));
+  drawCounts(turn.reply.answer);
+  drawSpeed(turn.reply);
   // A cold prefix has become a pinned one. What fails here fails at the next question, and says so.
   settings.loadPrompts().catch(() => {});
 }
 
-// What is known of an answer, in words.
-
-function counts({ answer }) {
-  const all = plural(answer.tokens.length, "token");
-  const [unshifted, marginal, shifted] = answer.counts;
-  return unshifted + marginal + shifted ? `${all}, ${shifted} shifted, ${marginal} marginal` : all;
+// The answer of before stands again. A question that has none can be mended and sent.
+function takeBack(turn, before, failure) {
+  if (before) {
+    turn.reply = before;
+    turn.article.replaceChildren(...before.nodes);
+  } else if (failure && $("message").value === "") {
+    $("message").value = turn.query;
+    turn.mended = true;
+  }
 }
 
-function ending({ how, answer }) {
-  const told = { length: "ended by max tokens", stopped: "stopped", failed: "cut short by an error" };
-  return told[how] ?? (answer.text === "" ? "the answer is empty" : "");
-}
+const again = (turn) => (turn.mended ? submit($("message").value || turn.query) : answer(turn));
 
-// Of tokens after the first chunk, in the time from that chunk to the last.
-function speed({ answer, clock: { start, first, last, early } }) {
-  if (first === null) return "";
-  const rate = (1000 * (answer.tokens.length - early)) / (last - first);
-  const each = last > first ? `, ${rate < 10 ? rate.toFixed(1) : whole(Math.round(rate))} tokens/s` : "";
-  return `first token after ${seconds((first - start) / 1000)}${each}`;
-}
-
-function cached({ clock: { usage } }) {
-  const from = usage?.prompt_tokens_details?.cached_tokens;
-  return from === undefined ? "" : `${whole(from)} of ${plural(usage.prompt_tokens, "prompt token")} from the cache`;
-}
-
-function drawSpeed(turn) {
-  const waited = seconds((performance.now() - turn.clock.start) / 1000);
-  const waiting = running && turn.clock.first === null ? `waiting, ${waited}` : "";
-  $("speed").textContent = [waiting || speed(turn), cached(turn)].filter(Boolean).join(" · ");
-}
-
-// The classes so far, and a bar a token as high as the logarithm of its rank.
-function drawCounts(answer) {
-  const counts = answer?.counts ?? [0, 0, 0];
-  const all = counts[0] + counts[1] + counts[2];
-  const shaded = (name) => (name ? `Answer ${answer.number}, by ${name}` : "Not shaded");
-  $("counted").textContent = answer ? shaded(answer.told.shades) : "No answer yet";
-  if (all === 0) $("ranks").replaceChildren(); // another answer, or none
-  const ranks = answer?.tokens.flatMap(({ other }) => other?.rank ?? []) ?? [];
-  $("ranks").append(...ranks.slice($("ranks").childElementCount).map((rank) => {
-    const bar = make("i", { class: `c${classOf(rank)}` });
-    bar.style.height = `${Math.min(8 + 23 * Math.log10(rank), 100)}%`; // full at 10,000
-    return bar;
-  }));
-  CLASSES.forEach((name, i) => {
-    $(`bar-${name}`).style.flexGrow = counts[i];
-    $(`count-${name}`).textContent = all ? whole(counts[i]) : "–";
-    $(`share-${name}`).textContent = all ? percent(counts[i] / all) : "–";
-  });
+function drawSpeed(reply) {
+  const waited = seconds((performance.now() - reply.clock.start) / 1000);
+  const waiting = running && reply.clock.first === null ? `waiting, ${waited}` : "";
+  $("speed").textContent = [waiting || speed(reply), cached(reply)].filter(Boolean).join(" · ");
 }
 
 function drawButtons() {
@@ -213,7 +207,7 @@ function askForKey(message) {
 // Leaving with what was measured.
 
 function save() {
-  const kept = turns.map(({ query, body, answer: { text, tokens }, how, clock }) => {
+  const kept = turns.map(({ query, reply: { body, answer: { text, tokens }, how, clock } }) => {
     const { messages: _, ...request } = body; // the turns before have them
     return { query, answer: text, finish_reason: how, usage: clock.usage, request, tokens };
   });
@@ -256,7 +250,7 @@ function listen() {
   on("composer", "submit", (event) => { event.preventDefault(); submit($("message").value); });
   on("message", "keydown", onMessageKey);
   on("stop", "click", () => { running?.abort(); $("message").focus(); });
-  on("again", "click", () => answer(turns.at(-1)));
+  on("again", "click", () => again(turns.at(-1)));
   on("save", "click", save);
   on("new", "click", newChat);
   on("hello", "click", ({ target }) => target.matches("button") && submit(target.textContent));

@@ -18,6 +18,7 @@ const edited = () => $("prefix-text").value !== settings.prompt(shown)?.text;
 export function draw() {
   for (const { name, text } of settings.prompts) if (!originals.has(name)) originals.set(name, text);
   if (!settings.prompt(shown)) return show(settings.prompts[0]?.name ?? null);
+  if (!drafts.has(shown) && edited()) return show(shown); // somebody else has changed it
   $("prefix-name").replaceChildren(...settings.prompts.map(({ name }) =>
     make("option", { value: name }, drafts.has(name) ? `${name} (edited)` : name)));
   $("prefix-name").value = shown;
@@ -124,6 +125,12 @@ function save() {
   });
 }
 
+// The server keeps its own prompts, and says so.
+const remove = () => busy(`Deleting ${shown}`, async () => {
+  await ask(address(shown), { method: "DELETE" });
+  for (const kept of [drafts, originals]) kept.delete(shown);
+});
+
 export function toggle(open) {
   $("prefix").hidden = !open;
   $("prefix-open").ariaExpanded = String(open);
@@ -143,6 +150,7 @@ export function listen() {
     $("prefix-text").value = originals.get(shown);
     mark();
   });
+  $("delete").addEventListener("click", remove);
   $("prefix-form").addEventListener("submit", (event) => {
     event.preventDefault();
     save();

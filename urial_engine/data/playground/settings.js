@@ -47,14 +47,17 @@ function drawContexts() {
     const select = field(`${side}context`);
     const before = select.value;
     const model = models.find(({ id }) => id === picked(`${side}model`));
-    const option = ([value, text]) =>
-      make("option", { value, disabled: value === "chat" && !model?.chat_template }, text);
+    // One that the server has no longer stays picked, so that no other one takes its place unseen.
+    const gone = before !== "" && !(before in NAMED) && !prompt(before) ? [[before, `${before} (gone)`]] : [];
+    const option = ([value, text]) => make("option",
+      { value, disabled: (value === "chat" && !model?.chat_template) || value === gone[0]?.[0] }, text);
     const group = (label, entries) => make("optgroup", { label }, entries.map(option));
     select.replaceChildren(
-      group("URIAL prompts", prompts.map(({ name }) => [name, name])),
+      group("URIAL prompts", [...prompts.map(({ name }) => [name, name]), ...gone]),
       group("Without a prefix", Object.entries(NAMED)));
     select.value = before;
-    if (!select.value || select.selectedOptions[0].disabled) select.value = prompts[0]?.name ?? "raw";
+    const cannot = select.selectedOptions[0]?.disabled ?? true;
+    if (cannot && gone.length === 0) select.value = prompts[0]?.name ?? "raw";
     select.disabled = picked(`${side}model`) === "";
   }
 }
@@ -92,9 +95,10 @@ export function stateOf(state) {
 }
 
 export function prefixInWords() {
-  const own = prompt(picked("context"));
-  if (!own) return `No prefix: ${NAMED[picked("context")]}`;
-  return `Prefix ${own.name}: ${stateOf(own.models[picked("model")])}`;
+  const name = picked("context");
+  const own = prompt(name);
+  if (own) return `Prefix ${name}: ${stateOf(own.models[picked("model")])}`;
+  return name in NAMED ? `No prefix: ${NAMED[name]}` : `Prefix ${name}: the server has it no longer`;
 }
 
 export function listen() {

@@ -45,7 +45,7 @@ function spell(character) {
 }
 
 export function inLine(text) {
-  if (text === "") return "▯";
+  if (text === "") return "⟨part⟩";
   const spaces = /\S/.test(text) ? /^ | $/g : / /g;
   return text.replace(spaces, "␣").replace(SHAPELESS, spell);
 }
