@@ -18,7 +18,7 @@ from tests.fuzzing_nasties import nasties
 from tests.fuzzing_shots import Shot, request
 from tests.serving import Server, metric, serving, tiny_arguments, until
 
-EACH = 300  # requests of each of the two rounds, all nasty ones among them
+EACH, SOAK = 300, 5000  # requests of each of the two rounds, all nasty ones among them
 DEADLINE = 20  # seconds, of every request
 LIMITS = ("--max-new-tokens", 32, "--max-n", 4, "--deadline", DEADLINE)
 GREEDY = {"prompt": "what comes next", "max_tokens": 24, "temperature": 0}
@@ -39,7 +39,14 @@ class Fuzzed:
 
 
 @pytest.fixture(scope="module")
-def fuzzed(served_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzed]:
+def each(request: pytest.FixtureRequest) -> int:
+    return SOAK if request.config.getoption("--soak") else EACH
+
+
+@pytest.fixture(scope="module")
+def fuzzed(
+    served_model: Path, tmp_path_factory: pytest.TempPathFactory, each: int
+) -> Iterator[Fuzzed]:
     kept = ("--prefix-dir", tmp_path_factory.mktemp("kept"))
     with serving(*tiny_arguments(served_model), *LIMITS, *kept) as server:
         plain = [server.ask(PATH, GREEDY)[1]["choices"]]
@@ -50,14 +57,15 @@ def fuzzed(served_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         ]
         with ThreadPoolExecutor(2) as pool:
             late = [pool.submit(answers_to, server, one) for one in slow]
-            rounds = [fuzz(server, EACH, seed) for seed in (1, 2)]
+            rounds = [fuzz(server, each, seed) for seed in (1, 2)]
             plain += [server.ask(PATH, GREEDY)[1]["choices"]]
             yield Fuzzed(server, rounds, plain, *(one.result() for one in late))
 
 
-def test_each_is_answered_as_the_document_says(fuzzed: Fuzzed) -> None:
+def test_each_is_answered_as_the_document_says(fuzzed: Fuzzed, each: int) -> None:
     for report in fuzzed.rounds:
-        assert report.sent == EACH and not report.failures, report.text()
+        print(f"\n{report.text()}")
+        assert report.sent == each and not report.failures, report.text()
         assert report.slowest[0] < DEADLINE, report.text()
 
 

@@ -69,7 +69,7 @@ class Pinning:
             self._cache.unpin(leaf)
 
     def _compute(self, ids: list[int]) -> tuple[Segment, str]:
-        request = Request("the prefix", ids, rows_from=len(ids) - 1, pin=True)
+        request = Request("the prefix", ids, rows_from=len(ids) - 1, pin=True, urgent=True)
         self._runner.run([request])
         assert request.pinned is not None
         return request.pinned, "computed"

@@ -73,7 +73,8 @@ class Answer:
         while self._waiting and self._told + len(self._waiting[0].text) <= end:
             piece = self._waiting.popleft()
             after = self._told + len(piece.text)
-            told.append(replace(piece, text=self._raw[max(self._told, start) : after]))
+            cut = max(start - self._told, 0)
+            told.append(replace(piece, text=piece.text[cut:]) if cut else piece)
             self._told = after
         return told
 

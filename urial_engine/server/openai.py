@@ -236,7 +236,7 @@ async def _pieces(call: Call, place: int, job: Job) -> AsyncGenerator[list[Piece
             if not call.new_tokens:
                 pieces = [Piece(piece.index, "", [], "length", None) for piece in pieces]
             call.told += sum(len(piece.tokens) for piece in pieces)
-            yield [replace(piece, index=first + piece.index) for piece in pieces]
+            yield [replace(p, index=first + p.index) for p in pieces] if first else pieces
 
 
 async def _begin(call: Call, place: int) -> None:

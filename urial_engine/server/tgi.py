@@ -182,9 +182,11 @@ async def _events(state: State, call: Call) -> AsyncGenerator[bytes, None]:
     so_far: list[Piece] = []
     async with aclosing(_pieces(state, call, 1)) as told:
         async for pieces in told:
+            events = []
             for piece in pieces:
                 so_far.append(piece)
-                yield event(_event(call, piece, so_far))
+                events.append(event(_event(call, piece, so_far)))
+            yield b"".join(events)
 
 
 def _event(call: Call, piece: Piece, so_far: Sequence[Piece]) -> Object:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -23,6 +24,9 @@ from ..scheduler_requests import Generation, Request
 from .refusal import Refusal, bad, busy, too_late
 
 LOG = logging.getLogger(__name__)
+# Seconds of all streams together to the next event. Each costs the loop a tenth of them, in which a
+# step may wait for its core; so where many stream an event has several tokens.
+EVENT = 0.002
 RATE_WINDOW = 30.0  # seconds over which finished requests are counted
 
 
@@ -36,6 +40,7 @@ class Job:
         self.request = request
         self.deadline = deadline  # of time.monotonic
         self.every = every  # so many events at once, or the last of them: each wakes the loop
+        self.told = -math.inf  # when it had events last, for the thread
         self.finished = False
         self.error: BaseException | None = None
         self._events: list[StreamEvent] = []
@@ -168,13 +173,14 @@ class Worker:
         await asyncio.to_thread(self._thread.join)
 
     def retry_after(self) -> int:
-        """In how many seconds there should be room: by how fast requests were finished lately."""
+        """In how many seconds one should be finished: by how fast others were lately."""
         now = time.monotonic()
         while self._finished and self._finished[0] < now - RATE_WINDOW:
             self._finished.popleft()
-        rate = len(self._finished) / RATE_WINDOW
-        waiting = max(self._active - self.room // 2, 1)
-        return min(max(round(waiting / rate), 1), 60) if rate else 5
+        if len(self._finished) < 2:
+            return 5
+        each = (now - self._finished[0]) / len(self._finished)
+        return min(max(round(each * (self._active - self.room + 1)), 1), 60)
 
     def check_count(self, count: int) -> None:
         """For who would do much for so many requests before they are found to be too many."""
@@ -244,16 +250,19 @@ class Worker:
 
     def _hand_over(self) -> None:
         told: list[Told] = []
-        left = []
+        left, now = [], time.monotonic()
+        pace = EVENT * sum(job.every == 1 for job in self._jobs)
         for job in self._jobs:
             request, events = job.request, list[StreamEvent]()
             # Looked at once, and first: another thread's step (a prefix that is pinned) may finish
             # it at any time, and what it brought until then would be left behind.
             finished = request.finished
             queue = request.events if isinstance(request, Generation) else None
-            while queue and (finished or events or len(queue) >= job.every):
+            due = now - job.told >= pace
+            while queue and (finished or events or (due and len(queue) >= job.every)):
                 events.append(queue.popleft())
             if events or finished:
+                job.told = now
                 told.append((job, events, finished, request.error if finished else None))
             left += [] if finished else [job]
         self._jobs = left
