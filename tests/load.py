@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+import numpy as np
 
 from tests.load_work import BAD, Ask
 
 MANNERS = {"whole": 40, "stream": 39, "leave": 10, "mistake": 10, "pin": 1}  # of 100
-UNSENT = (aiohttp.ServerDisconnectedError, aiohttp.ClientConnectorError)  # nobody began to answer
+# Nobody began to answer: a connection that was refused, or closed before the first byte.
+UNSENT = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
 
 
 @dataclass
@@ -48,18 +50,21 @@ class Report:
         return len(self.answered) + len(self.left) + others
 
     def __str__(self) -> str:
-        gaps, first = sorted(self.gaps), sorted(self.first)
-        places = {"p50": 0.5, "p99": 0.99}
-        between = ", ".join(f"{n} {1e3 * gaps[int(p * len(gaps))]:.0f}" for n, p in places.items())
-        begins = ", ".join(f"{n} {1e3 * first[int(p * len(first))]:.0f}" for n, p in places.items())
         return (
             f"{self.clients} clients, {self.seconds:.0f} s: {len(self.answered)} answered, "
             f"{len(self.left)} left, {self.mistakes.total()} mistakes, {self.pinned} pinned, "
             f"{self.full} times told to come again, {self.ended} refused by the server's end, "
             f"{len(self.wrong)} wrong; "
             f"{self.tokens / self.seconds:.0f} tokens/s; "
-            f"ms to the first event {begins}, between two {between}"
+            f"ms to the first event {_places(self.first)}, between two {_places(self.gaps)}"
         )
+
+
+def _places(seconds: Sequence[float]) -> str:
+    """Median and 99th percentile in ms."""
+    if not seconds:
+        return "none"
+    return ", ".join(f"p{p} {1e3 * float(np.percentile(seconds, p)):.0f}" for p in (50, 99))
 
 
 class Load:

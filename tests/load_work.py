@@ -44,6 +44,7 @@ class Ask:
     params: SamplingParams | list[int]  # or the ids that are scored
     wanted: tuple[Any, ...] = ()
     tokens: int = 0  # generated
+    compared: tuple[int, ...] = ()  # them, where they are ranked in a second context
 
     def got(self, answer: Any) -> tuple[Any, ...]:
         """What is compared, of the answer to it."""
@@ -72,8 +73,9 @@ class Ask:
 def asks(engine: Engine, count: int, seed: int) -> list[Ask]:
     """Of all kinds and lengths. The engine has PROMPT as its prefix."""
     random_ = random.Random(seed)
-    makers = (_completion, _chat, _samples, _generate, _chat, _score, _completion, _compared)
-    made = [makers[i % len(makers)](engine, random_) for i in range(count)]
+    makers = (_completion, _chat, _samples, _generate, _chat, _score, _completion, _chat)
+    made = [_compared(engine, random_)]
+    made += [makers[i % len(makers)](engine, random_) for i in range(1, count)]
     return [_alone(engine, ask) for ask in made]
 
 
@@ -85,8 +87,10 @@ def offline(engine: Engine, made: Sequence[Ask], left: Sequence[tuple[Ask, int]]
         assert isinstance(ask.params, SamplingParams)
         prompts.append((ask.prompt, replace(ask.params, n=1, max_tokens=max(tokens, 1))))
     engine.generate(*zip(*prompts, strict=True))  # type: ignore[arg-type]
-    if scored:
-        engine.score([ask.prompt for ask in scored], [ask.params for ask in scored])  # type: ignore[misc]
+    pairs = [(ask.prompt, ask.params) for ask in scored]
+    pairs += [(ask.body["prompt"], list(ask.compared)) for ask in made if ask.compared]
+    if pairs:
+        engine.score(*zip(*pairs, strict=True))  # type: ignore[arg-type]
 
 
 def _alone(engine: Engine, ask: Ask) -> Ask:
@@ -100,6 +104,7 @@ def _alone(engine: Engine, ask: Ask) -> Ask:
     if "compare_with" in ask.body:
         (score,) = engine.score([ask.body["prompt"]], [output.outputs[0].token_ids])
         wanted += score.rank.tolist()
+        ask = replace(ask, compared=tuple(output.outputs[0].token_ids))
     tokens = sum(len(sample.token_ids) for sample in output.outputs)
     return replace(ask, wanted=tuple(wanted), tokens=tokens)
 

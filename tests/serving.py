@@ -83,8 +83,8 @@ def metric(server: Server, name: str) -> float:
     return float(value)
 
 
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+def until(true: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -113,6 +113,20 @@ def test_a_prefix_leaves_the_room_that_is_asked_for(tiny_model: TinyModel) -> No
         ids = [5] * (room // 2)
         with pytest.raises(CapacityError, match="must be left for prompts"):
             engine.pin(ids, spare=room // 2 + 1)
-        assert engine.capacity([7]) == min(room, engine.context)
+        assert engine.capacity([7], 0) == min(room, engine.context)
         engine.pin(ids, spare=room // 2 - engine.backend.block_size)
-        assert engine.capacity([7]) <= room // 2 < engine.capacity([*ids, 7])
+        assert engine.capacity([7], 0) <= room // 2 < engine.capacity([*ids, 7], len(ids))
+
+
+def test_a_copy_of_a_pinned_text_is_not_in_its_way(tiny_model: TinyModel) -> None:
+    """What nobody uses of it is the longer match, and takes the room that is promised."""
+    with Engine(tiny_model(), kv_cache_gib=0.0006) as engine:
+        size = engine.backend.block_size
+        ids = [5] * (2 * size)
+        engine.pin(ids)
+        longer = [*ids, *[9] * size]
+        engine.generate([longer], SamplingParams(max_tokens=1, prompt_logprobs=0))
+        most = engine.capacity(longer, len(longer) - 1) + 1 - len(longer)
+        params = SamplingParams(max_tokens=most, ignore_eos=True)
+        (output,) = engine.generate([longer], params)
+        assert len(output.outputs[0].token_ids) == min(most, engine.context - len(longer))

@@ -61,7 +61,7 @@ def test_a_chat_of_two_turns_streams(views: Views, server: Any) -> None:
         page.wait_for_selector("article:nth-of-type(2)")
         second = finish(page).text_content()
     seen = page.evaluate("seen")
-    assert len(seen) > 20 and all(len(text) <= 400 for text in seen)
+    assert len(seen) > 6 and all(len(text) <= 400 for text in seen)
     assert [m["role"] for m in bodies[1]["messages"]] == ["user", "assistant", "user"]
     assert [m["content"] for m in bodies[1]["messages"]] == [QUERY, first, "And a soft one?"]
     assert [first, second] == [told(server, body)["message"]["content"] for body in bodies]

@@ -31,7 +31,7 @@ def test_curl(server: Server) -> None:
     *events, done, end = stream.split("\n\n")
     assert (done, end) == ("data: [DONE]", "")
     pieces = [json.loads(event.removeprefix("data: "))["choices"][0] for event in events]
-    assert len(pieces) == 8 and "".join(piece["text"] for piece in pieces).strip()
+    assert "".join(piece["text"] for piece in pieces).strip()
     (score,) = json.loads(scores)["results"]
     assert score["tokens"] == [" blue", "."] and 1 < score["rank"][0] < 50
 

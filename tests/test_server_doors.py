@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from huggingface_hub import InferenceClient
 
@@ -89,15 +90,18 @@ def test_a_stream_that_is_compared_goes_on_in_a_full_batch(served_model: Path) -
         serving(*tiny_arguments(served_model), "--max-batch", 2) as server,
         ThreadPoolExecutor(6) as pool,
     ):
+        others = [pool.submit(server.ask, "/v1/completions", long) for _ in range(1)]
+        until(lambda: metric(server, 'urial_sequences_running{model="tiny"}') == 1)
         compared = pool.submit(server.ask, "/v1/chat/completions", body)
-        others = [pool.submit(server.ask, "/v1/completions", long) for _ in range(5)]
+        until(lambda: metric(server, 'urial_sequences_running{model="tiny"}') == 2)
+        others += [pool.submit(server.ask, "/v1/completions", long) for _ in range(4)]
         assert compared.result()[0] == 200
         assert not all(one.done() for one in others)
 
 
-def test_who_does_not_read_is_ended_at_the_deadline(served_model: Path) -> None:
+def test_who_does_not_read_is_left(served_model: Path) -> None:
     body = {"prompt": ["abc"] * 40, "max_tokens": 1900, "ignore_eos": True, "stream": True}
-    body |= {"deadline": 3, "logprobs": 20}
+    body |= {"logprobs": 20}
     with serving(*tiny_arguments(served_model), "--max-batch", 64) as server:
         host, port = server.url.removeprefix("http://").split(":")
         data = json.dumps(body).encode()
@@ -106,7 +110,12 @@ def test_who_does_not_read_is_ended_at_the_deadline(served_model: Path) -> None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + data)
             until(lambda: metric(server, "urial_requests_active") == 40)
-            until(lambda: metric(server, "urial_requests_active") == 0)
+            files = psutil.Process(server.process.pid).num_fds
+            before = files()
+            until(lambda: metric(server, "urial_requests_active") == 0, seconds=120)
+            until(lambda: files() < before)
+        assert metric(server, "urial_requests_dropped_total") == 40
+        assert server.log == [f"ready: {server.url}\n"]
 
 
 def test_the_time_to_finish_runs_out(served_model: Path) -> None:

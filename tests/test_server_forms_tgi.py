@@ -173,7 +173,8 @@ def test_what_changes_nothing_is_taken(server: Server) -> None:
 
 
 def test_an_error_in_a_stream(served_model: Path) -> None:
-    with serving(*tiny_arguments(served_model), "--deadline", 0.25) as server:
+    with serving(*tiny_arguments(served_model), "--deadline", 0.2) as server:
+        stream(server, "abc", max_new_tokens=2)  # the first of a server takes longer
         events = stream(server, "abc", max_new_tokens=2000)
     assert events[0]["token"]["id"] > 0
     assert events[-1]["error_type"] == "generation" and "deadline" in events[-1]["error"]

@@ -112,16 +112,13 @@ def loaded(server: Server, work: list[Ask], strike: Callable[[Load], None]) -> R
     """A load in whose midst something strikes, which ends it."""
     load = Load(server.url, work, CLIENTS, 2)
 
-    def watch() -> None:
-        until(lambda: len(load.report.answered) > 10)
-        load.ending = True
-        strike(load)
-
     async def run() -> Report:
-        striking = asyncio.create_task(asyncio.to_thread(watch))
-        report = await load.run(600)
-        await striking
-        return report
+        loading = asyncio.create_task(load.run(600))
+        while len(load.report.answered) < 10 and not loading.done():
+            await asyncio.sleep(0.01)
+        load.ending = True
+        await asyncio.to_thread(strike, load)
+        return await loading
 
     return asyncio.run(run())
 
@@ -151,7 +148,10 @@ def test_a_kill_under_load(real_model: Path, work: list[Ask], tmp_path: Path) ->
             server.process.kill()
             server.process.wait(60)
 
-        loaded(server, work, strike)
+        report = loaded(server, work, strike)
+        print(f"\n{report}")
+        assert report.begun == report.accounted and report.ended
+        assert all("Client" in one or "Server" in one for one in report.wrong), report.wrong
     with serving(*arguments(real_model, tmp_path)) as server:
         (one,) = (p for p in server.ask("/v1/prompts")[1]["prompts"] if p["name"] == "default")
         assert one["models"]["smol"]["source"] == "restored"

@@ -10,7 +10,9 @@ import pytest
 
 from tests.fixtures import TinyModel
 from urial_engine.engine import Engine
+from urial_engine.prompt import UrialPrompt
 from urial_engine.sampling import SamplingParams
+from urial_engine.server.models import Models, Served
 from urial_engine.server.refusal import Refusal, refusal_of
 from urial_engine.server.worker import Job, Worker
 
@@ -95,3 +97,42 @@ def test_deadlines_full_queues_and_the_end(tiny_model: TinyModel) -> None:
 
     with Engine(tiny_model(), threads=1) as engine:
         assert asyncio.run(statuses(engine)) == [429, 504, 400, 200, 503]
+
+
+def test_work_that_goes_on_is_drained_to_its_end(tiny_model: TinyModel) -> None:
+    """It may let go of its place and take it again at once, as a token shift does."""
+
+    async def drained(engine: Engine) -> bool:
+        worker = Worker(4)
+
+        async def work() -> None:
+            with worker.room_for(engine, 1):
+                await asyncio.sleep(0.05)
+            with worker.room_for(engine, 1, admitted=True):
+                await asyncio.sleep(0.2)
+
+        working = asyncio.create_task(work())
+        await asyncio.sleep(0)
+        ended = await worker.drain(30) and working.done()
+        await working
+        await worker.close()
+        return ended
+
+    with Engine(tiny_model(), threads=1) as engine:
+        assert asyncio.run(drained(engine))
+
+
+def test_a_prompt_is_forgotten_while_others_pin_it(tiny_model: TinyModel) -> None:
+    async def forgotten(engines: list[Engine]) -> None:
+        served = [Served(f"{i}", engine) for i, engine in enumerate(engines)]
+        models = Models(served, {"default": UrialPrompt("Be good. " * 9)})
+        for _ in range(5):
+            await models.put(served[0], "mine", "Be short. " * 9)
+            pins = [models.pin(one, "mine") for one in served]
+            told = await asyncio.gather(models.remove("mine"), *pins, return_exceptions=True)
+            assert all(not isinstance(one, Exception) or isinstance(one, Refusal) for one in told)
+            assert "mine" not in models.prompts
+            assert not any("mine" in one.pins for one in served)
+
+    with Engine(tiny_model(), threads=1) as one, Engine(tiny_model(folder="b"), threads=1) as two:
+        asyncio.run(forgotten([one, two]))

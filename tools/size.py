@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Another 50 bought a start in a third of a second and half the memory while loading (slices of the
 # weights read and packed by all threads), and prompts that do not tokenise their prefix again.
 # And 50 the contract that lets hidden states stay on a device, and errors that carry what is done.
-# And 50 more prefixes than one, pinned and let go while others run, and steps that a caller makes.
+# And 60 more prefixes than one, pinned and let go while others run, and steps that a caller makes.
 # native: 4,000 was the aim. The sampler on the device, which it did not have, came to 170 lines,
 # the bindings of the CUDA kernels to 130.
 # gpu: the backend beside the CPU's, and Triton's kernels. It can be deleted with the core as it is.
@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # compat: other engines' Python APIs over ours. evaluation: benchmarks' files, and a judge. The two
 # commands of the latter are 330 lines of thin. server: the forms of three APIs over HTTP.
 BUDGETS = {
-    "core": 3650, "shift": 800, "report": 2650, "gpu": 1650, "oracle": 600, "thin": 2300,
+    "core": 3660, "shift": 800, "report": 2650, "gpu": 1650, "oracle": 600, "thin": 2300,
     "compat": 1150, "evaluation": 650, "server": 2250, "native": 4150,
 }  # code lines  # fmt: skip
 GPU = ("urial_engine/backends/cuda", "kernels/attention/plan", "kernels/attention/tiles")

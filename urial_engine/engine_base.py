@@ -182,8 +182,8 @@ class EngineBase:
         prefix: Prefix | None = None,
         urgent: bool = False,
     ) -> Request:
-        """A checked request for `run` or `submit`, as `score` makes them. `urgent`: short, and the
-        next to be read, whoever else waits."""
+        """A checked request for `run` or `submit`, as `score` makes them. `urgent`: the next to be
+        read, whoever else waits."""
         check_top("top_k", top_k, self.backend)
         ids, start = self._after(prefix, prompt, label).read_pair(prompt, continuation, label)
         scored = Scored(ids[start:], top_k)
@@ -230,10 +230,10 @@ class EngineBase:
         leaf, info = self._pinning.pin(ids, folder, spare)
         return Prefix(text if isinstance(text, str) else None, ids, reader, leaf, info)
 
-    def capacity(self, ids: list[int]) -> int:
-        """How many tokens a text that begins with `ids` can have: as many as the context, or as the
-        cache holds beside all that is pinned."""
-        return min(self.context, self._cache.room(ids, len(ids)) * self._cache.block_size)
+    def capacity(self, ids: list[int], rows_from: int) -> int:
+        """How many tokens a text that begins with `ids`, and is read from `rows_from` on, can have:
+        as many as the context, or as the cache holds beside all that is pinned."""
+        return min(self.context, self._cache.room(ids, rows_from) * self._cache.block_size)
 
     def unpin(self, prefix: Prefix) -> None:
         """From now on it gives way to what needs its memory."""

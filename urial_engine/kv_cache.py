@@ -174,6 +174,13 @@ class KVCache:
             self._pinned_blocks -= 0 if part.pinned else len(part.blocks)
         self._let_go(leaf)
 
+    def clear(self) -> None:
+        """What nobody uses goes. (The longest match of a text may be a copy of pinned tokens, whose
+        own blocks are then out of its reach.)"""
+        while idle := [s for s in self.segments() if not s.users and not s.children]:
+            for segment in idle:
+                self._remove(segment)
+
     def _copy_start(self, source: Segment, leaf: Segment, tokens: int) -> None:
         """Copy the tokens of `source`'s first block, unless the copy needs that very block's room.
 

@@ -5,9 +5,9 @@ result depends on what else is in the step (the backend's promise), so what is s
 change how soon an answer comes, and never the answer.
 
 A sample is a sequence from the start: those of one request read its prompt as equal prompts do, the
-first of them for all. Sequences begin in the order of the queue. One that finds no memory keeps all
-behind it waiting: whoever passed it might do so for ever. One whose beginning another prompt reads
-just now waits for that and lets others pass.
+first of them for all. Sequences begin in the order of the queue, what is urgent first and beside
+the batch. One that finds no memory keeps all behind it waiting: whoever passed it might do so for
+ever. One whose beginning another prompt reads just now waits for that and lets others pass.
 """
 
 from __future__ import annotations
@@ -107,11 +107,12 @@ class Scheduler:
             self._admit()
             if self._running:
                 break
-            assert len(self._waiting) < waiting  # nothing runs: who is next must, or be refused
-        given: dict[Sequence, int] = {}
-        if self._prompts:
-            decoding = len(self._running) > len(self._prompts)
-            given = shares(self._prompts, -(-self._chunk // 2) if decoding else self._chunk)
+            if len(self._waiting) == waiting:
+                self._cache.clear()
+                self._admit()
+                assert self._running
+        decoding = len(self._running) > len(self._prompts)
+        given = shares(self._prompts, -(-self._chunk // 2) if decoding else self._chunk)
         for s in self._running:
             grown = self._cache.grow(s.leaf, s.leaf.end + given.get(s, 1))  # one, of a sample
             if grown or not s.table:

@@ -17,8 +17,7 @@ from ..scheduler_requests import Generation
 from .shadow import Ranked, Shadow
 from .worker import Job
 
-FOR_WHOLE = 1 << 30  # events at once for who waits for the whole answer
-FOR_FENCE = 16  # and where it may end before the model does
+FOR_FENCE = 16  # events at once where an answer may end before the model does
 
 
 @dataclass(frozen=True, slots=True)

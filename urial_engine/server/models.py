@@ -121,6 +121,7 @@ class Models:
     async def _pin(self, served: Served, name: str) -> Prefix:
         async with served.lock:
             if name not in served.pins:
+                self._known(name)  # still
                 served.pins[name] = await self._pinned(served, name, self.prompts[name])
             return served.pins[name]
 
@@ -136,6 +137,9 @@ class Models:
 
     async def unpin(self, served: Served, name: str) -> None:
         self._known(name)
+        await self._unpin(served, name)
+
+    async def _unpin(self, served: Served, name: str) -> None:
         async with served.lock:
             if name in served.pins:
                 await asyncio.to_thread(served.engine.unpin, served.pins.pop(name))
@@ -171,13 +175,13 @@ class Models:
 
     async def remove(self, name: str) -> None:
         """A prompt of a client. Those of the command line stay."""
-        self._known(name)
         if name in self._own:
             raise bad(f"{name!r} is a prompt of the server itself; it stays", "name")
         async with self._putting:
+            self._known(name)
+            del self.prompts[name]  # first: nobody pins it any more
             for served in self.all.values():
-                await self.unpin(served, name)
-            self.prompts.pop(name, None)
+                await self._unpin(served, name)
 
     def _known(self, name: str) -> None:
         if name not in self.prompts:

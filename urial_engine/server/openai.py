@@ -14,7 +14,7 @@ from starlette.responses import Response
 from ..engine_outputs import prompt_logprobs_of
 from ..sampling import SamplingParams
 from ..scheduler_requests import Generation
-from .answers import FOR_FENCE, FOR_WHOLE, Piece, written
+from .answers import FOR_FENCE, Piece, written
 from .merge import merged
 from .models import Asked, Served, beside
 from .openai_forms import FIGURE, ChatForm, CompletionForm, Form, Object, prompt_logprobs, usage
@@ -24,7 +24,7 @@ from .schema import STREAMED, ChatBody, CompareWith, CompletionBody
 from .schema import Asked as Body
 from .shadow import Shadow
 from .state import MOST_FIGURES, State
-from .worker import Job
+from .worker import FOR_WHOLE, Job
 
 PASSED = (
     *("temperature", "top_p", "n", "max_tokens", "seed", "presence_penalty", "frequency_penalty"),
@@ -80,8 +80,8 @@ def router(state: State) -> APIRouter:
 
 async def _completion_call(state: State, body: CompletionBody) -> Call:
     body.pass_over_unknown(state.passed_over)
-    served = state.models.get(body.model)
     prompts = _prompts(body.prompt)
+    served = state.served(body.model, len(prompts))
     asked = [await state.models.text(served, body.urial_prompt, prompt) for prompt in prompts]
     new_tokens = body.max_tokens != 0
     if not new_tokens and not body.echo:
@@ -102,7 +102,7 @@ async def _chat_call(state: State, body: ChatBody) -> Call:
     body.pass_over_unknown(state.passed_over)
     if body.top_logprobs and not body.logprobs:
         raise bad("top_logprobs needs logprobs=true", "top_logprobs")
-    served = state.models.get(body.model)
+    served = state.served(body.model)
     messages = [message.plain() for message in body.messages]
     asked = await state.models.chat(served, body.urial_prompt, messages)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
@@ -174,7 +174,7 @@ async def _shadow(state: State, call: Call, wanted: CompareWith, messages: Any) 
 
 async def _answer(state: State, request: Request, call: Call) -> Response:
     if call.body.stream:
-        return await stream(request, _events(state, call), failed, call.deadline)
+        return await stream(request, _events(state, call), failed)
     return await whole(request, _whole(state, call))
 
 

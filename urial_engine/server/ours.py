@@ -23,13 +23,13 @@ from ..sources import Probe
 from ..token_shift import sampling, shift_of_answers, side_of, written
 from ..token_shift_plan import SAME, Plan
 from ..token_shift_result import TokenShift
-from .answers import FOR_WHOLE
 from .models import CHAT, Served, beside
 from .openai_forms import Object
 from .refusal import bad, too_late
 from .replies import Gone, Json, whole
 from .schema import PinBody, PromptBody, ScoreBody, ShiftBody
 from .state import MOST_FIGURES, State
+from .worker import FOR_WHOLE
 
 COLUMNS = (
     *("answer", "position", "token_id", "base_rank", "base_ties", "base_logprob", "base_entropy"),
@@ -100,13 +100,12 @@ def _prompt(state: State, name: str) -> Object:
 
 async def _score(state: State, body: ScoreBody) -> Object:
     body.pass_over_unknown(state.passed_over)
-    served = state.models.get(body.model)
     prompts, continuations = as_list(body.prompt), as_list(body.continuation)
     if not prompts:
         raise bad("prompt is an empty list; give it at least one prompt", "prompt")
     if len(prompts) != len(continuations):
         raise bad(f"{len(prompts)} prompts and {len(continuations)} continuations: not pairs")
-    state.worker.check_count(len(prompts))
+    served = state.served(body.model, len(prompts))
     asked = await state.models.text(served, body.urial_prompt, "")
     requests = await beside(
         sum(map(len, (*prompts, *continuations))),

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
-import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
@@ -19,8 +17,6 @@ from ..errors import DeviceError
 from .refusal import Refusal, refusal_of
 
 LOG = logging.getLogger(__name__)
-LOOK = 1.0  # seconds from one look at that to the next
-PATIENCE = 60.0  # seconds with a client that does not read what it is sent
 TEXT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 DONE = b"data: [DONE]\n\n"
 
@@ -47,63 +43,43 @@ class Json(Response):
 
 
 class Events(Response):
-    """Server-sent events as they are made. `failed` gives an error its form; at the `deadline`
-    nobody waits any longer for a client to read."""
+    """Server-sent events as they are made. `failed` gives an error its form."""
 
     media_type = "text/event-stream"
 
     def __init__(
-        self,
-        events: AsyncGenerator[bytes, None],
-        failed: Callable[[Refusal], Mapping[str, Any]],
-        deadline: float | None,
+        self, events: AsyncGenerator[bytes, None], failed: Callable[[Refusal], Mapping[str, Any]]
     ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events = events
         self._failed = failed
-        self._deadline = math.inf if deadline is None else deadline  # of time.monotonic
-        self._sending = math.inf  # since when
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async with aclosing(self._events):
             with suppress(Gone):
-                await until_gone(self._send_all(send), self._deaf(receive))
+                await until_gone(self._send_all(send), receive)
 
     async def _send_all(self, send: Send) -> None:
         try:
             async for data in self._events:
-                self._sending = time.monotonic()
                 await send({"type": "http.response.body", "body": data, "more_body": True})
-                self._sending = math.inf
         except Exception as error:
             refusal = told(error)
             data = event(self._failed(refusal))
             await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _deaf(self, receive: Receive) -> None:
-        """Until the client leaves, or has read nothing for so long that it counts as gone."""
-        leaving = asyncio.ensure_future(_left(receive))
-        try:
-            while not leaving.done():
-                await asyncio.wait({leaving}, timeout=LOOK)
-                now, since = time.monotonic(), self._sending
-                if now - since > PATIENCE or (now - since > LOOK and now > self._deadline):
-                    return
-        finally:
-            leaving.cancel()
-
 
 class Gone(Exception):
     """The client has left; nobody reads the answer."""
 
 
-async def until_gone(work: Coroutine[Any, Any, Any], left: Coroutine[Any, Any, None]) -> Any:
-    """The result of `work`, which is cancelled where the client has `left`: then Gone."""
+async def until_gone(work: Coroutine[Any, Any, Any], receive: Receive) -> Any:
+    """The result of `work`, which is cancelled where the client leaves: then Gone."""
     task = asyncio.ensure_future(work)
-    listener = asyncio.ensure_future(left)
+    listener = asyncio.ensure_future(_left(receive))
     try:
         await asyncio.wait({task, listener}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
@@ -118,7 +94,7 @@ async def until_gone(work: Coroutine[Any, Any, Any], left: Coroutine[Any, Any, N
 async def whole(request: Request, work: Coroutine[Any, Any, Any]) -> Response:
     """One JSON."""
     try:
-        return Json(await until_gone(work, _left(request.receive)))
+        return Json(await until_gone(work, request.receive))
     except Gone:
         return Response(status_code=499)
 
@@ -127,12 +103,11 @@ async def stream(
     request: Request,
     events: AsyncGenerator[bytes, None],
     failed: Callable[[Refusal], Mapping[str, Any]],
-    deadline: float | None,
 ) -> Response:
     """Events, the first of them made before the answer begins: what is wrong until then has a
     status of its own."""
     try:
-        first = await until_gone(anext(events, None), _left(request.receive))
+        first = await until_gone(anext(events, None), request.receive)
     except Gone:
         return Response(status_code=499)
 
@@ -143,7 +118,7 @@ async def stream(
             async for data in events:
                 yield data
 
-    return Events(again(), failed, deadline)
+    return Events(again(), failed)
 
 
 def told(error: BaseException) -> Refusal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import sys
@@ -76,6 +77,8 @@ async def serve(
             usual = models.usual_form(one)
             for name in dict.fromkeys([*pinned, *([] if usual == CHAT else [usual])]):
                 await models.pin(one, name)
+        gc.collect()
+        gc.freeze()  # what is there stays: to look through it again would hold up all clients
         await _Server(state, options, ready).serve()
     finally:
         await worker.close()
@@ -89,7 +92,8 @@ class _Server(uvicorn.Server):
         app = create_app(state, key=options.key, origins=options.origins, local=local)
         where: dict[str, Any] = {"host": options.host, "port": options.port}
         quiet: dict[str, Any] = {"log_level": "error", "lifespan": "off"}  # clients err
-        kinds: dict[str, Any] = {"http": Protocol, "ws": "none"}
+        # A client that is told to come again in some seconds finds its connection open.
+        kinds: dict[str, Any] = {"http": Protocol, "ws": "none", "timeout_keep_alive": 75}
         super().__init__(
             uvicorn.Config(app, **where, **quiet, **kinds, timeout_graceful_shutdown=5)
         )

@@ -13,7 +13,7 @@ from ..outputs import StreamEvent
 from ..scheduler_requests import Scored
 from .models import Asked, Served
 from .refusal import bad
-from .worker import Worker
+from .worker import FOR_WHOLE, Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,9 @@ class Shadow:
         new = [token for event in events for token in event.token_ids]
         request = self._engine.scoring(self._ids, new, 0, "compare_with", urgent=True)
         self._ids = self._ids + new
-        begun = self._worker.begin(self._engine, [request], self._deadline, admitted=True)
-        with begun as (job,):
+        with self._worker.begin(
+            self._engine, [request], self._deadline, every=FOR_WHOLE, admitted=True
+        ) as (job,):
             await job.done()
         assert isinstance(request.scored, Scored)
         scores = request.scored.joined()

@@ -68,6 +68,13 @@ class State:
     log_prompts: bool = False
     passed_over: set[str] = field(default_factory=set)  # unknown fields, told once
 
+    def served(self, name: str | None, count: int = 1) -> Served:
+        """A model, where it has room for so many requests: looked at before their texts are read,
+        so that a refusal costs little."""
+        served = self.models.get(name)
+        self.worker.check_room(served.engine, count)
+        return served
+
     def generation(
         self, served: Served, asked: Asked, params: SamplingParams, label: str
     ) -> Generation:
@@ -80,7 +87,8 @@ class State:
         engine, prompt = served.engine, asked.prompt
         if params.max_tokens is None:  # to the end of the context, or of what the cache can hold
             prompt = engine.token_ids(prompt, label, asked.prefix)
-            most = engine.capacity(prompt) + 1 - len(prompt)  # the last token is never read
+            first = len(prompt) - 1 if params.prompt_logprobs is None else 0
+            most = engine.capacity(prompt, first) + 1 - len(prompt)  # the last is never read
             params = replace(params, max_tokens=max(most, 1))
         return engine.generation(prompt, params, label, stream=True, prefix=asked.prefix)
 

@@ -19,13 +19,14 @@ from ..engine_outputs import prompt_logprobs_of
 from ..prompt import in_urial_form
 from ..sampling import SamplingParams
 from ..scheduler_requests import Generation
-from .answers import FOR_FENCE, FOR_WHOLE, Piece, Token, written
+from .answers import FOR_FENCE, Piece, Token, written
 from .models import Asked, Served, beside
 from .openai_forms import FIGURE, Object
 from .refusal import Refusal, bad
 from .replies import event, stream, whole
 from .schema import STREAMED, TgiBody, TgiParameters
 from .state import State
+from .worker import FOR_WHOLE
 
 USUAL_TOKENS = 100
 STATUS = {400: 422, 504: 424, 500: 424}  # by ours; the others are the same
@@ -102,7 +103,7 @@ async def _call(state: State, body: TgiBody) -> Call:
         raise bad("best_of with a seed: the samples of one seed are not TGI's; leave it out")
     if given.truncate and given.urial_prompt:
         raise bad("truncate would cut off the urial_prompt; leave one out", "truncate")
-    served = state.models.get(body.model)
+    served = state.served(body.model)
     asked = await state.models.text(served, given.urial_prompt, body.inputs)
     if given.urial_prompt and in_urial_form(body.inputs):
         asked = replace(asked, urial=state.models.prompts[given.urial_prompt])
@@ -174,8 +175,7 @@ async def _stream(state: State, body: TgiBody, request: Request) -> Response:
         raise bad("best_of cannot be streamed", "best_of")
     if body.parameters.decoder_input_details:
         raise bad("decoder_input_details cannot be streamed", "decoder_input_details")
-    until = state.limits.until(None)
-    return await stream(request, _events(state, await _call(state, body)), failed, until)
+    return await stream(request, _events(state, await _call(state, body)), failed)
 
 
 async def _events(state: State, call: Call) -> AsyncGenerator[bytes, None]:

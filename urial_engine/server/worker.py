@@ -27,6 +27,7 @@ LOG = logging.getLogger(__name__)
 # Seconds of all streams together to the next event. Each costs the loop a tenth of them, in which a
 # step may wait for its core; so where many stream an event has several tokens.
 EVENT = 0.002
+FOR_WHOLE = 1 << 30  # events at once for who waits for the whole answer
 RATE_WINDOW = 30.0  # seconds over which finished requests are counted
 
 
@@ -127,6 +128,8 @@ class Worker:
         Refusal where there is no room for them, now or ever; `admitted`: they are a part of what
         found room already, and count with that.
         """
+        if self._closed:
+            raise _ended()
         jobs = [Job(engine, request, deadline, every) for request in requests]
         with nullcontext() if admitted else self.room_for(engine, len(requests)):
             self._inbox += jobs
@@ -143,7 +146,7 @@ class Worker:
     def room_for(self, engine: Engine, count: int, *, admitted: bool = False) -> Iterator[None]:
         """For so much work, which counts as active meanwhile. Refusal as `begin` says."""
         if not admitted:
-            self._admit(engine, count)
+            self.check_room(engine, count)
         self._active += count
         self._idle.clear()
         try:
@@ -158,7 +161,8 @@ class Worker:
         """Take nothing new; until all is finished, but no longer than that. Whether it is."""
         self.draining = True
         with anyio.move_on_after(seconds):
-            await self._idle.wait()
+            while self._active:  # a token shift lets go of its place and takes it again
+                await self._idle.wait()
         return not self._active
 
     @property
@@ -172,32 +176,29 @@ class Worker:
         self._wake.set()
         await asyncio.to_thread(self._thread.join)
 
-    def retry_after(self) -> int:
-        """In how many seconds one should be finished: by how fast others were lately."""
+    def retry_after(self, count: int) -> int:
+        """In how many seconds there should be room for so many: by how fast others ended lately."""
         now = time.monotonic()
         while self._finished and self._finished[0] < now - RATE_WINDOW:
             self._finished.popleft()
         if len(self._finished) < 2:
             return 5
         each = (now - self._finished[0]) / len(self._finished)
-        return min(max(round(each * (self._active - self.room + 1)), 1), 60)
+        return min(max(round(each * (self._active + count - self.room)), 1), 60)
 
-    def check_count(self, count: int) -> None:
-        """For who would do much for so many requests before they are found to be too many."""
-        if count > self.room:
-            message = f"{count} prompts in one request; at most {self.room} fit, send fewer"
-            raise bad(message, "prompt")
-
-    def _admit(self, engine: Engine, count: int) -> None:
+    def check_room(self, engine: Engine, count: int) -> None:
+        """Refusal where there is none for so many requests, now or ever."""
         if engine in self.failed:
             raise Refusal(
                 500, "server_error", "this model has failed; the server must be restarted"
             )
         if self.draining:
             raise busy(503, "draining", "the server is about to end; ask another one", 5)
-        self.check_count(count)
+        if count > self.room:
+            message = f"{count} prompts in one request; at most {self.room} fit, send fewer"
+            raise bad(message, "prompt")
         if self._active + count > self.room:
-            seconds = self.retry_after()
+            seconds = self.retry_after(count)
             message = f"{self._active} requests are waiting or running, and no more than "
             message += f"{self.room} may; try again in {seconds} s"
             raise busy(429, "queue_full", message, seconds)
@@ -214,8 +215,7 @@ class Worker:
             if not self._jobs:
                 self._wake.wait()
         self._take()
-        ended = busy(503, "draining", "the server has ended", 5)
-        told: list[Told] = [(job, [], True, ended) for job in self._jobs]
+        told: list[Told] = [(job, [], True, _ended()) for job in self._jobs]
         self._loop.call_soon_threadsafe(_hear_all, told)
 
     def _take(self) -> None:
@@ -268,6 +268,10 @@ class Worker:
         self._jobs = left
         if told:
             self._loop.call_soon_threadsafe(_hear_all, told)
+
+
+def _ended() -> Refusal:
+    return busy(503, "draining", "the server has ended", 5)
 
 
 Told = tuple[Job, list[StreamEvent], bool, BaseException | None]
