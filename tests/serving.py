@@ -20,6 +20,7 @@ import pytest
 
 from tests.command_line import start
 from tests.fixtures import random_weights, tiny_config, write_tokenizer, write_weights
+from urial_engine.engine import Engine
 
 
 @dataclass
@@ -97,6 +98,18 @@ def served_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_weights(folder, random_weights(settings))
     write_tokenizer(folder, settings["vocab_size"])
     return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_server(served_model: Path) -> Iterator[Server]:
+    with serving(*tiny_arguments(served_model)) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def tiny_engine(served_model: Path) -> Iterator[Engine]:
+    with Engine(served_model, threads=1) as one:
+        yield one
 
 
 @pytest.fixture(scope="module")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from huggingface_hub import InferenceClient
 
-from tests.serving import Server, serving, tiny_arguments
+from tests.serving import Server, tiny_engine, tiny_server
 from urial_engine.engine import Engine
 from urial_engine.sampling import SamplingParams
 
@@ -20,16 +18,7 @@ PROMPTS = [f"text {i} " * (1 + i % 5) for i in range(24)]
 CHAT: list[Any] = [{"role": "user", "content": "why?"}]
 
 
-@pytest.fixture(scope="module")
-def server(served_model: Path) -> Iterator[Server]:
-    with serving(*tiny_arguments(served_model)) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def engine(served_model: Path) -> Iterator[Engine]:
-    with Engine(served_model, threads=1) as one:
-        yield one
+server, engine = tiny_server, tiny_engine
 
 
 @pytest.fixture

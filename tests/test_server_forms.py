@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.serving import Server, serving, tiny_arguments
+from tests.serving import Server, tiny_engine, tiny_server
 from urial_engine.engine import Engine
 from urial_engine.outputs import Logprobs
 from urial_engine.sampling import SamplingParams
@@ -22,16 +21,7 @@ GREEDY = {"temperature": 0, "max_tokens": 24}
 Columns = dict[str, list[Any]]
 
 
-@pytest.fixture(scope="module")
-def server(served_model: Path) -> Iterator[Server]:
-    with serving(*tiny_arguments(served_model)) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def engine(served_model: Path) -> Iterator[Engine]:
-    with Engine(served_model, threads=1) as one:
-        yield one
+server, engine = tiny_server, tiny_engine
 
 
 def ask(server: Server, path: str, **body: Any) -> Any:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.serving import Server, serving, tiny_arguments
+from tests.serving import Server, serving, tiny_arguments, tiny_engine, tiny_server
 from urial_engine.engine import Engine
 from urial_engine.outputs import Logprobs
 from urial_engine.sampling import SamplingParams
@@ -17,16 +16,7 @@ from urial_engine.sampling import SamplingParams
 Object = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def server(served_model: Path) -> Iterator[Server]:
-    with serving(*tiny_arguments(served_model)) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def engine(served_model: Path) -> Iterator[Engine]:
-    with Engine(served_model, threads=1) as one:
-        yield one
+server, engine = tiny_server, tiny_engine
 
 
 def ask(server: Server, inputs: str, path: str = "/generate", **parameters: Any) -> Any:

@@ -94,8 +94,8 @@ class Models:
         turns = _turns(messages)
         if form in NAMED:
             return _named(form, turns)
+        urial = self.prompt(form)  # first: who waits for the pin may find it forgotten
         prefix = await self.pin(served, form)
-        urial = self.prompts[form]
         return Asked(urial.render_chat(turns), prefix, urial)
 
     async def text(self, served: Served, form: str | None, prompt: str | list[int]) -> Asked:
@@ -113,7 +113,7 @@ class Models:
     async def pin(self, served: Served, name: str) -> Prefix:
         """Computed, or restored, if it is not there yet. A client who leaves meanwhile ends only
         his own waiting: what is computed is remembered."""
-        self._known(name)
+        self.prompt(name)
         if name in served.pins:
             return served.pins[name]
         return await asyncio.shield(asyncio.ensure_future(self._pin(served, name)))
@@ -121,8 +121,7 @@ class Models:
     async def _pin(self, served: Served, name: str) -> Prefix:
         async with served.lock:
             if name not in served.pins:
-                self._known(name)  # still
-                served.pins[name] = await self._pinned(served, name, self.prompts[name])
+                served.pins[name] = await self._pinned(served, name, self.prompt(name))
             return served.pins[name]
 
     async def _pinned(self, served: Served, name: str, prompt: UrialPrompt) -> Prefix:
@@ -136,7 +135,7 @@ class Models:
         return await asyncio.to_thread(pin)
 
     async def unpin(self, served: Served, name: str) -> None:
-        self._known(name)
+        self.prompt(name)
         await self._unpin(served, name)
 
     async def _unpin(self, served: Served, name: str) -> None:
@@ -178,15 +177,17 @@ class Models:
         if name in self._own:
             raise bad(f"{name!r} is a prompt of the server itself; it stays", "name")
         async with self._putting:
-            self._known(name)
+            self.prompt(name)
             del self.prompts[name]  # first: nobody pins it any more
             for served in self.all.values():
                 await self._unpin(served, name)
 
-    def _known(self, name: str) -> None:
+    def prompt(self, name: str) -> UrialPrompt:
+        """Refusal where there is none of this name, or no more."""
         if name not in self.prompts:
             names = ", ".join((CHAT, *NAMED, *self.prompts))
             raise bad(f"there is no prompt {name!r}; there are {names}", "urial_prompt")
+        return self.prompts[name]
 
 
 async def beside(size: int, work: Callable[[], T]) -> T:

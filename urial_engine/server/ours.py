@@ -95,7 +95,7 @@ def _prompt(state: State, name: str) -> Object:
             "source": about.get("prefix_source"),
             "seconds": about.get("prefix_seconds"),
         }
-    return {"name": name, "text": state.models.prompts[name].text, "models": each}
+    return {"name": name, "text": state.models.prompt(name).text, "models": each}
 
 
 async def _score(state: State, body: ScoreBody) -> Object:

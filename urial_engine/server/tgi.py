@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from ..engine_outputs import prompt_logprobs_of
-from ..prompt import in_urial_form
+from ..prompt import UrialPrompt, in_urial_form
 from ..sampling import SamplingParams
 from ..scheduler_requests import Generation
 from .answers import FOR_FENCE, Piece, Token, written
@@ -105,8 +105,8 @@ async def _call(state: State, body: TgiBody) -> Call:
         raise bad("truncate would cut off the urial_prompt; leave one out", "truncate")
     served = state.served(body.model)
     asked = await state.models.text(served, given.urial_prompt, body.inputs)
-    if given.urial_prompt and in_urial_form(body.inputs):
-        asked = replace(asked, urial=state.models.prompts[given.urial_prompt])
+    if asked.prefix and in_urial_form(body.inputs):
+        asked = replace(asked, urial=UrialPrompt(asked.prefix.text or ""))
     most = state.limits.new_tokens(given.max_new_tokens, USUAL_TOKENS)
     params = state.limits.check(_params(given, best_of, most))
 
