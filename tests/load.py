@@ -7,7 +7,7 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,9 +29,9 @@ class Report:
     seconds: float = 0.0
     begun: int = 0
     answered: list[Ask] = field(default_factory=list)
-    left: list[tuple[Ask, int]] = field(default_factory=list)  # and events until then
+    left: list[tuple[Ask, int]] = field(default_factory=list)  # and tokens until then
     mistakes: Counter[int] = field(default_factory=Counter)  # by status
-    pinned: int = 0
+    pinned: list[str] = field(default_factory=list)  # texts
     full: int = 0  # told to come again
     ended: int = 0
     cut: int = 0  # of these, in the midst of the answer
@@ -46,13 +46,13 @@ class Report:
 
     @property
     def accounted(self) -> int:
-        others = self.mistakes.total() + self.pinned + self.ended
+        others = self.mistakes.total() + len(self.pinned) + self.ended
         return len(self.answered) + len(self.left) + others
 
     def __str__(self) -> str:
         return (
             f"{self.clients} clients, {self.seconds:.0f} s: {len(self.answered)} answered, "
-            f"{len(self.left)} left, {self.mistakes.total()} mistakes, {self.pinned} pinned, "
+            f"{len(self.left)} left, {self.mistakes.total()} mistakes, {len(self.pinned)} pinned, "
             f"{self.full} times told to come again, {self.ended} refused by the server's end, "
             f"{len(self.wrong)} wrong; "
             f"{self.tokens / self.seconds:.0f} tokens/s; "
@@ -67,6 +67,12 @@ def _places(seconds: Sequence[float]) -> str:
     return ", ".join(f"p{p} {1e3 * float(np.percentile(seconds, p)):.0f}" for p in (50, 99))
 
 
+def _events(data: bytearray) -> list[Any]:
+    """Of a stream, those that have come to their end."""
+    lines = [line[5:].strip() for line in bytes(data).split(b"\n\n")[:-1]]
+    return [json.loads(line) for line in lines if line != b"[DONE]"]
+
+
 class Load:
     """Clients of a server. After `stop` each ends with the request that it is at."""
 
@@ -77,22 +83,34 @@ class Load:
         self._stop = asyncio.Event()
         self.report = Report(clients)
         self.ending = False  # the server may end from now on
+        self._still = 0.0  # seconds that count for nobody
 
     def stop(self) -> None:
         self._stop.set()
 
-    async def run(self, seconds: float) -> Report:
-        """Until so many seconds have gone by, or `stop`."""
-        report, start = self.report, time.perf_counter()
+    async def run(
+        self, seconds: float, still: Callable[[Report], None] | None = None, parts: int = 1
+    ) -> Report:
+        """Until so many seconds have gone by, or `stop`. Between `parts` of it `still` is called,
+        while all clients stand still."""
+        report, start = self.report, self._now()
         limits = aiohttp.TCPConnector(limit=0)
-        patience = aiohttp.ClientTimeout(total=120)
+        patience = aiohttp.ClientTimeout(total=300)
         async with aiohttp.ClientSession(self._url, connector=limits, timeout=patience) as session:
             clients = [asyncio.create_task(self._client(session)) for _ in range(report.clients)]
-            await asyncio.wait(clients, timeout=seconds)
+            for part in range(parts):
+                if part and still:
+                    began = time.perf_counter()
+                    still(report)
+                    self._still += time.perf_counter() - began
+                await asyncio.wait(clients, timeout=seconds / parts)
             self.stop()
             await asyncio.gather(*clients)
-        report.seconds = time.perf_counter() - start
+        report.seconds = self._now() - start
         return report
+
+    def _now(self) -> float:
+        return time.perf_counter() - self._still
 
     async def _client(self, session: aiohttp.ClientSession) -> None:
         while not self._stop.is_set():
@@ -118,7 +136,7 @@ class Load:
             path = "/generate_stream" if path == "/generate" else path
             body = body if path == "/generate_stream" else {**body, "stream": True}
         while True:
-            begun = time.perf_counter()
+            begun = self._now()
             async with session.post(path, json=body) as response:
                 if response.status == 429:
                     self.report.full += 1
@@ -142,17 +160,16 @@ class Load:
         most = self._random.randrange(1, 12) if leave else None
         events = 0
         async for part in response.content.iter_any():
-            now = time.perf_counter()
+            now = self._now()
             (self.report.gaps if data else self.report.first).append(now - last)
             last = now
             data += part
             events += part.count(b"data:")
             if most is not None and events >= most:
                 response.close()
-                self.report.left.append((ask, events))
+                self._leave(ask, _events(data))
                 return
-        lines = [line[5:] for line in bytes(data).split(b"\n\n") if line]
-        told = [json.loads(line) for line in lines if line.strip() != b"[DONE]"]
+        told = _events(data)
         if any("error" in one for one in told):
             self.report.cut += 1
             self._unserved(f"{told[-1]}")
@@ -164,28 +181,40 @@ class Load:
     async def _pin(self, session: aiohttp.ClientSession) -> None:
         """A prompt that is another one each time: what it replaces is let go of."""
         text = f"{self._random.random()} " * 20
-        async with session.put("/v1/prompts/moving", json={"text": text}) as response:
-            if await self._heard(response, "a pin", 200):
-                self.report.pinned += 1
+        what = {"json": {"text": text}}
+        if await self._heard(session.put, "/v1/prompts/moving", 200, what) is not None:
+            self.report.pinned.append(text)
 
     async def _mistake(self, session: aiohttp.ClientSession) -> None:
         path, body, wanted = self._random.choice(BAD)
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        kind = {"Content-Type": "application/json"}
-        async with session.post(path, data=data, headers=kind) as response:
-            if await self._heard(response, f"{path} {data[:60]!r}", wanted):
-                self.report.mistakes[response.status] += 1
+        what = {"data": data, "headers": {"Content-Type": "application/json"}}
+        if (status := await self._heard(session.post, path, wanted, what)) is not None:
+            self.report.mistakes[status] += 1
 
-    async def _heard(self, response: aiohttp.ClientResponse, what: str, wanted: int) -> bool:
-        """Whether it was looked at; where not, it is not sent again."""
-        told = await response.json()
-        if response.status == 503:
-            self._unserved(f"{what}: {told}")
-        elif response.status == 429:
-            self.report.mistakes[429] += 1
-        elif response.status != wanted or (wanted >= 400 and not told.get("error")):
-            self.report.wrong.append(f"{what}: {response.status} {told}")
-        return response.status not in (429, 503)
+    async def _heard(
+        self, send: Callable[..., Any], path: str, wanted: int, what: dict[str, Any]
+    ) -> int | None:
+        """The status, once it was looked at; None where the server has ended."""
+        while True:
+            async with send(path, **what) as response:
+                told = await response.json()
+            if response.status == 503:
+                self._unserved(f"{path}: {told}")
+                return None
+            if response.status != 429:
+                break
+            self.report.full += 1
+            await asyncio.sleep(float(response.headers["Retry-After"]))
+        if response.status != wanted or (wanted >= 400 and not told.get("error")):
+            self.report.wrong.append(f"{path} {str(what)[:99]}: {response.status} {told}")
+        return response.status
+
+    def _leave(self, ask: Ask, told: list[Any]) -> None:
+        tokens = ask.left_at(told)
+        if tokens is None:
+            self.report.wrong.append(f"{ask.path} {ask.body}: left at {told!r}")
+        self.report.left.append((ask, tokens or 0))
 
     def _seen(self, answer: Any) -> Any:
         if "id" in answer:

@@ -61,13 +61,29 @@ class Ask:
         """The same, of a stream."""
         if self.path == "/generate":
             return (events[-1]["generated_text"],)
-        texts: dict[int, str] = {}
+        choices = [choice for event in events for choice in event["choices"]]
+        return (*self._texts(events), *_ranks(choices))
+
+    def left_at(self, events: Sequence[Any]) -> int | None:
+        """How many tokens these are about, the first of a stream; None where they are others."""
+        texts = self._texts(events)
+        wanted = self.wanted[: len(texts)]
+        if not all(full.startswith(text) for full, text in zip(wanted, texts, strict=True)):
+            return None
+        share = len("".join(texts)) / max(len("".join(wanted)), 1)
+        return round(share * self.tokens)
+
+    def _texts(self, events: Sequence[Any]) -> list[str]:
+        """Of each sample, as far as it has come."""
+        if self.path == "/generate":
+            tokens = [event["token"] for event in events]
+            return ["".join(token["text"] for token in tokens if not token["special"])]
+        texts = dict.fromkeys(range(self.body.get("n", 1)), "")
         for event in events:
             for choice in event["choices"]:
                 part = choice["text"] if "text" in choice else choice["delta"].get("content") or ""
-                texts[choice["index"]] = texts.get(choice["index"], "") + part
-        choices = [choice for event in events for choice in event["choices"]]
-        return (*(texts[index] for index in sorted(texts)), *_ranks(choices))
+                texts[choice["index"]] += part
+        return [texts[index] for index in sorted(texts)]
 
 
 def asks(engine: Engine, count: int, seed: int) -> list[Ask]:
@@ -77,20 +93,6 @@ def asks(engine: Engine, count: int, seed: int) -> list[Ask]:
     made = [_compared(engine, random_)]
     made += [makers[i % len(makers)](engine, random_) for i in range(1, count)]
     return [_alone(engine, ask) for ask in made]
-
-
-def offline(engine: Engine, made: Sequence[Ask], left: Sequence[tuple[Ask, int]]) -> None:
-    """All of it at once, as a script would; of those that were `left` so many tokens."""
-    scored = [ask for ask in made if isinstance(ask.params, list)]
-    prompts = [(ask.prompt, ask.params) for ask in made if isinstance(ask.params, SamplingParams)]
-    for ask, tokens in left:
-        assert isinstance(ask.params, SamplingParams)
-        prompts.append((ask.prompt, replace(ask.params, n=1, max_tokens=max(tokens, 1))))
-    engine.generate(*zip(*prompts, strict=True))  # type: ignore[arg-type]
-    pairs = [(ask.prompt, ask.params) for ask in scored]
-    pairs += [(ask.body["prompt"], list(ask.compared)) for ask in made if ask.compared]
-    if pairs:
-        engine.score(*zip(*pairs, strict=True))  # type: ignore[arg-type]
 
 
 def _alone(engine: Engine, ask: Ask) -> Ask:

@@ -26,6 +26,8 @@ OPEN = re.compile(r"/|/health|/ready|/playground/.*")  # without a key
 LOCAL = re.compile(rb"(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?", re.IGNORECASE)
 PATIENCE = 16  # times the limit: as much of a body that is too long is read
 TGI = frozenset({"/", "/generate", "/generate_stream", "/info"})
+WORK = frozenset({"/", "/generate", "/generate_stream", "/v1/completions"})
+WORK |= {"/v1/chat/completions", "/v1/score", "/v1/token_shift"}
 ABOUT = (
     "Llama and Mistral with constant URIAL prefixes, scores and token shifts. Fields that are ours "
     "and not OpenAI's or TGI's: see docs/server.md."
@@ -83,6 +85,8 @@ class Door:
             self._check_host(headers.get(b"host", b"localhost"))
             self._check_key(scope, headers.get(b"authorization", b""))
             body = await self._body(scope, receive)
+            if scope["method"] == "POST" and path in WORK:  # a full server looks at nothing more
+                self._state.worker.check_queue()
         except Refusal as refusal:
             await _reply(path, refusal)(scope, receive, counted)
             return
@@ -151,8 +155,8 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 def _label(scope: Scope) -> str:
     """The path as its route writes it: names that clients make up would each be counted alone."""
-    route = scope.get("route")
-    return getattr(route, "path", "other")
+    path: str = scope["path"]
+    return str(getattr(scope.get("route"), "path", path if path in WORK else "other"))
 
 
 def _reply(path: str, refusal: Refusal) -> Response:

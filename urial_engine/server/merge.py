@@ -10,13 +10,12 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
     """Ends when all have ended, or with the first error of one. Closed early it closes them."""
-    if len(streams) == 1:  # without a queue between
-        async with aclosing(streams[0]) as only:
-            async for item in only:
-                yield item
-        return
+    return streams[0] if len(streams) == 1 else _merged(streams)
+
+
+async def _merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
     queue: asyncio.Queue[tuple[bool, Any]] = asyncio.Queue()
 
     async def drain(stream: AsyncGenerator[T, None]) -> None:

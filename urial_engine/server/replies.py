@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from ..errors import DeviceError
 from .refusal import Refusal, refusal_of
@@ -43,15 +43,19 @@ class Json(Response):
 
 
 class Events(Response):
-    """Server-sent events as they are made. `failed` gives an error its form."""
+    """Server-sent events: `first`, then others as they are made. `failed` gives errors a form."""
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncGenerator[bytes, None], failed: Callable[[Refusal], Mapping[str, Any]]
+        self,
+        first: bytes,
+        events: AsyncGenerator[bytes, None],
+        failed: Callable[[Refusal], Mapping[str, Any]],
     ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
+        self._first = first
         self._events = events
         self._failed = failed
 
@@ -62,14 +66,16 @@ class Events(Response):
                 await until_gone(self._send_all(send), receive)
 
     async def _send_all(self, send: Send) -> None:
+        def part(data: bytes, *, more: bool = True) -> Message:
+            return {"type": "http.response.body", "body": data, "more_body": more}
+
         try:
+            await send(part(self._first))
             async for data in self._events:
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+                await send(part(data))
         except Exception as error:
-            refusal = told(error)
-            data = event(self._failed(refusal))
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await send(part(event(self._failed(told(error)))))
+        await send(part(b"", more=False))
 
 
 class Gone(Exception):
@@ -107,18 +113,10 @@ async def stream(
     """Events, the first of them made before the answer begins: what is wrong until then has a
     status of its own."""
     try:
-        first = await until_gone(anext(events, None), request.receive)
+        first = await until_gone(anext(events, b""), request.receive)
     except Gone:
         return Response(status_code=499)
-
-    async def again() -> AsyncGenerator[bytes, None]:
-        async with aclosing(events):
-            if first is not None:
-                yield first
-            async for data in events:
-                yield data
-
-    return Events(again(), failed)
+    return Events(first, events, failed)
 
 
 def told(error: BaseException) -> Refusal:

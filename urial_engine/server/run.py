@@ -6,8 +6,10 @@ import asyncio
 import gc
 import ipaddress
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -62,6 +64,7 @@ async def serve(
     """Until SIGTERM or Ctrl-C. `pinned`: the prompts that are computed before anything is served;
     so is the one that chat reads on a model without a template."""
     sys.setswitchinterval(SWITCH)
+    _let_steps_finish()
     if options.log_prompts:
         logging.basicConfig(format="%(message)s")
         logging.getLogger(__package__).setLevel(logging.INFO)
@@ -84,6 +87,15 @@ async def serve(
         await worker.close()
 
 
+def _let_steps_finish() -> None:
+    """Where no core is free the loop waits for its turn, some milliseconds: whoever stops one
+    thread of a step stops them all. Threads that it begins do not."""
+    if hasattr(os, "SCHED_BATCH"):  # Linux
+        with suppress(OSError):  # some containers allow none to choose
+            policy = os.SCHED_BATCH | os.SCHED_RESET_ON_FORK
+            os.sched_setscheduler(0, policy, os.sched_param(0))
+
+
 class _Server(uvicorn.Server):
     """Ends in two steps: what runs is finished while nothing new is taken, then it closes."""
 
@@ -92,6 +104,7 @@ class _Server(uvicorn.Server):
         app = create_app(state, key=options.key, origins=options.origins, local=local)
         where: dict[str, Any] = {"host": options.host, "port": options.port}
         quiet: dict[str, Any] = {"log_level": "error", "lifespan": "off"}  # clients err
+        quiet["proxy_headers"] = False  # nothing here depends on who asks
         # A client that is told to come again in some seconds finds its connection open.
         kinds: dict[str, Any] = {"http": Protocol, "ws": "none", "timeout_keep_alive": 75}
         super().__init__(

@@ -24,9 +24,9 @@ from ..scheduler_requests import Generation, Request
 from .refusal import Refusal, bad, busy, too_late
 
 LOG = logging.getLogger(__name__)
-# Seconds of all streams together to the next event. Each costs the loop a tenth of them, in which a
-# step may wait for its core; so where many stream an event has several tokens.
-EVENT = 0.002
+# Seconds of all streams together to the next event. Each costs the loop a twentieth of them, in
+# which a step may wait for its core; so where many stream an event has several tokens.
+EVENT = 0.004
 FOR_WHOLE = 1 << 30  # events at once for who waits for the whole answer
 RATE_WINDOW = 30.0  # seconds over which finished requests are counted
 
@@ -192,6 +192,10 @@ class Worker:
             raise Refusal(
                 500, "server_error", "this model has failed; the server must be restarted"
             )
+        self.check_queue(count)
+
+    def check_queue(self, count: int = 1) -> None:
+        """Refusal where there is none, whatever the model."""
         if self.draining:
             raise busy(503, "draining", "the server is about to end; ask another one", 5)
         if count > self.room:
