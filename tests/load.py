@@ -174,6 +174,8 @@ class Load:
             self.report.cut += 1
             self._unserved(f"{told[-1]}")
             return
+        if not data.endswith(b"\n\n" if ask.path == "/generate" else b"data: [DONE]\n\n"):
+            self.report.wrong.append(f"{ask.path}: ends with {data[-99:]!r}")
         for one in told[-1:]:
             self._seen(one)
         self._compare(ask, ask.streamed(told))
@@ -211,7 +213,7 @@ class Load:
         return response.status
 
     def _leave(self, ask: Ask, told: list[Any]) -> None:
-        tokens = ask.left_at(told)
+        tokens = None if any("error" in one for one in told) else ask.left_at(told)
         if tokens is None:
             self.report.wrong.append(f"{ask.path} {ask.body}: left at {told!r}")
         self.report.left.append((ask, tokens or 0))

@@ -13,10 +13,8 @@ from urial_engine.scheduler_requests import Request
 
 
 class Offline:
-    """Reads on in what a load has come to, always with a full batch, as a script that has it all.
-
-    While the load stands still, so that both are measured in the same minutes.
-    """
+    """Reads on in what a load has come to, always with a full batch, as a script that has it all:
+    while the load stands still, so that both are measured in the same minutes."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -45,7 +43,8 @@ class Offline:
             yield from self._of(ask)
         for ask, tokens in report.left[left:]:
             assert isinstance(ask.params, SamplingParams)
-            params = replace(ask.params, n=1, max_tokens=max(tokens, 1))
+            each = -(-tokens // ask.params.n)
+            params = replace(ask.params, max_tokens=max(each, 1))
             yield self._engine.generation(ask.prompt, params, ask.path)
         for text in report.pinned[pinned:]:
             ids = self._engine.tokenizer.encode(text)
@@ -55,6 +54,8 @@ class Offline:
         if isinstance(ask.params, list):
             yield self._engine.scoring(ask.prompt, ask.params, 0, ask.path)
             return
-        yield self._engine.generation(ask.prompt, ask.params, ask.path)
+        chat = isinstance(ask.prompt, str)  # its answer may end before the model does
+        params = replace(ask.params, max_tokens=ask.tokens) if chat else ask.params
+        yield self._engine.generation(ask.prompt, params, ask.path)
         if ask.compared:
             yield self._engine.scoring(ask.body["prompt"], list(ask.compared), 0, ask.path)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from urial_engine import Engine, SamplingParams, UrialPrompt
+from urial_engine.prompt_stream import AnswerStream
 
 WORDS = re.findall(
     r"\w+",
@@ -108,7 +109,21 @@ def _alone(engine: Engine, ask: Ask) -> Ask:
         wanted += score.rank.tolist()
         ask = replace(ask, compared=tuple(output.outputs[0].token_ids))
     tokens = sum(len(sample.token_ids) for sample in output.outputs)
+    if isinstance(ask.prompt, str):
+        tokens = _to_its_end(engine, ask)
     return replace(ask, wanted=tuple(wanted), tokens=tokens)
+
+
+def _to_its_end(engine: Engine, ask: Ask) -> int:
+    """Tokens until nothing of a chat's answer is to come, though the model would go on."""
+    assert isinstance(ask.params, SamplingParams)
+    answer, tokens = AnswerStream(PROMPT), 0
+    for event in engine.stream(ask.prompt, ask.params):
+        answer.push(event.text)
+        tokens += len(event.token_ids)
+        if answer.ended:
+            break
+    return tokens
 
 
 def _ranks(choices: Sequence[Any]) -> list[int]:

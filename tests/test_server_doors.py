@@ -14,6 +14,7 @@ from huggingface_hub import InferenceClient
 
 from tests.command_line import cli
 from tests.serving import Server, metric, serving, tiny_arguments, until
+from urial_engine.server.app import WORK
 
 CHAT: list[Any] = [{"role": "user", "content": "why?"}]
 SMALL = ("--kv-cache-gib", 0.004)  # about three contexts of the tiny model
@@ -150,3 +151,9 @@ def test_what_is_counted(served_model: Path) -> None:
         assert metric(server, "urial_prefix_hits_total") == 1
         server.ask("/v1/score", {"prompt": "ab", "continuation": "efg"})
         assert metric(server, "urial_scored_tokens_total") >= 1
+
+
+def test_a_full_server_refuses_all_work_at_its_door(server: Server) -> None:
+    paths = server.ask("/openapi.json")[1]["paths"]
+    others = {"/tokenize", "/detokenize", "/v1/prompts/{name}/pin"}
+    assert {path for path, methods in paths.items() if "post" in methods} - others == WORK

@@ -49,17 +49,18 @@ def arguments(model: Path, folder: Path) -> tuple[object, ...]:
 
 
 class Memory:
-    """Of a process, once a second, while the block runs."""
+    """Of a process, once a second, while the block runs and it is not stopped."""
 
     def __init__(self, process: int) -> None:
-        self._process = psutil.Process(process)
+        self.process = psutil.Process(process)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self.bytes: list[int] = []
 
     def _watch(self) -> None:
         while not self._over.wait(1):
-            self.bytes.append(self._process.memory_info().rss)
+            if self.process.status() != psutil.STATUS_STOPPED:
+                self.bytes.append(self.process.memory_info().rss)
 
     def __enter__(self) -> Memory:
         self._thread.start()
@@ -81,11 +82,11 @@ def test_no_answer_is_lost_doubled_or_crossed(
     real_model: Path, work: list[Ask], tmp_path: Path, soak: bool
 ) -> None:
     with serving(*arguments(real_model, tmp_path)) as server:
-        with Memory(server.process.pid) as memory:
-            load = Load(server.url, work, CLIENTS, 1)
-            if soak:
-                share = measured(real_model, server, load)
-            else:
+        load, memory = Load(server.url, work, CLIENTS, 1), Memory(server.process.pid)
+        if soak:
+            share = measured(real_model, load, memory)
+        else:
+            with memory:
                 uvloop.run(load.run(30))
         idle(server)
         assert server.end() == 0
@@ -104,21 +105,21 @@ def test_no_answer_is_lost_doubled_or_crossed(
     assert not soak or share >= FLOOR
 
 
-def measured(model: Path, server: Server, load: Load) -> float:
-    """Five minutes of the load in five parts; while it stands still the engine does the same work.
-    The share of the engine's throughput."""
-    process = psutil.Process(server.process.pid)
+def measured(model: Path, load: Load, memory: Memory) -> float:
+    """Five minutes of the load in 20 parts. While it stands still, for less than a server waits for
+    clients that do, the engine does the same work. The share of the engine's throughput."""
     with Engine(model, prefix=PROMPT, kv_cache_gib=CACHE_GIB) as engine:
         offline = Offline(engine)
 
         def still(report: Report) -> None:
-            process.suspend()
+            memory.process.suspend()
             try:
                 offline.read_on(report)
             finally:
-                process.resume()
+                memory.process.resume()
 
-        report = uvloop.run(load.run(300, still, parts=5))
+        with memory:
+            report = uvloop.run(load.run(300, still, parts=20))
         offline.read_on(report, to_the_end=True)
     return offline.seconds / report.seconds
 

@@ -85,8 +85,8 @@ class Door:
             self._check_host(headers.get(b"host", b"localhost"))
             self._check_key(scope, headers.get(b"authorization", b""))
             body = await self._body(scope, receive)
-            if scope["method"] == "POST" and path in WORK:  # a full server looks at nothing more
-                self._state.worker.check_queue()
+            if scope["method"] == "POST" and path in WORK and not self._state.worker.failed:
+                self._state.worker.check_queue()  # a full server looks at nothing more
         except Refusal as refusal:
             await _reply(path, refusal)(scope, receive, counted)
             return

@@ -60,8 +60,8 @@ class Events(Response):
         self._failed = failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async with aclosing(self._events):
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             with suppress(Gone):
                 await until_gone(self._send_all(send), receive)
 
@@ -116,6 +116,9 @@ async def stream(
         first = await until_gone(anext(events, b""), request.receive)
     except Gone:
         return Response(status_code=499)
+    except asyncio.CancelledError:
+        await events.aclose()
+        raise
     return Events(first, events, failed)
 
 

@@ -64,7 +64,6 @@ async def serve(
     """Until SIGTERM or Ctrl-C. `pinned`: the prompts that are computed before anything is served;
     so is the one that chat reads on a model without a template."""
     sys.setswitchinterval(SWITCH)
-    _let_steps_finish()
     if options.log_prompts:
         logging.basicConfig(format="%(message)s")
         logging.getLogger(__package__).setLevel(logging.INFO)
@@ -72,6 +71,7 @@ async def serve(
     models = Models(served, prompts, options.prefix_dir)
     room = options.max_queue + sum(engine.max_batch for engine in engines.values())
     worker = Worker(room)
+    _let_steps_finish()
     metrics = Metrics()
     metrics.watch(lambda: {one.name: one.engine.load for one in served}, lambda: worker.active)
     state = State(models, worker, options.limits, metrics, options.log_prompts)
@@ -89,11 +89,11 @@ async def serve(
 
 def _let_steps_finish() -> None:
     """Where no core is free the loop waits for its turn, some milliseconds: whoever stops one
-    thread of a step stops them all. Threads that it begins do not."""
+    thread of a step stops them all. So do the threads that it begins from now on."""
     if hasattr(os, "SCHED_BATCH"):  # Linux
         with suppress(OSError):  # some containers allow none to choose
-            policy = os.SCHED_BATCH | os.SCHED_RESET_ON_FORK
-            os.sched_setscheduler(0, policy, os.sched_param(0))
+            if os.sched_getscheduler(0) == os.SCHED_OTHER:  # nobody has chosen
+                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 class _Server(uvicorn.Server):
@@ -104,7 +104,6 @@ class _Server(uvicorn.Server):
         app = create_app(state, key=options.key, origins=options.origins, local=local)
         where: dict[str, Any] = {"host": options.host, "port": options.port}
         quiet: dict[str, Any] = {"log_level": "error", "lifespan": "off"}  # clients err
-        quiet["proxy_headers"] = False  # nothing here depends on who asks
         # A client that is told to come again in some seconds finds its connection open.
         kinds: dict[str, Any] = {"http": Protocol, "ws": "none", "timeout_keep_alive": 75}
         super().__init__(
