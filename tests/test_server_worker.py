@@ -10,11 +10,14 @@ import pytest
 
 from tests.fixtures import TinyModel
 from urial_engine.engine import Engine
+from urial_engine.errors import DeviceError
 from urial_engine.prompt import UrialPrompt
 from urial_engine.sampling import SamplingParams
 from urial_engine.server.models import Models, Served
 from urial_engine.server.refusal import Refusal, refusal_of
 from urial_engine.server.worker import Job, Worker
+
+CHAT = [{"role": "user", "content": "why?"}]
 
 
 def generation(engine: Engine, count: int = 3) -> Any:
@@ -122,14 +125,53 @@ def test_work_that_goes_on_is_drained_to_its_end(tiny_model: TinyModel) -> None:
         assert asyncio.run(drained(engine))
 
 
-def test_a_prompt_is_forgotten_while_others_pin_it(tiny_model: TinyModel) -> None:
+def test_a_request_that_cannot_be_begun_ends_alone(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ask(worker: Worker, engine: Engine) -> None:
+        with worker.begin(engine, [generation(engine)]) as (job,):
+            await job.done()
+
+    async def twice(engine: Engine) -> BaseException:
+        worker = Worker(4)
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "submit", lambda request: 1 / 0)
+            with pytest.raises(DeviceError) as unforeseen:
+                await ask(worker, engine)
+        await ask(worker, engine)
+        await worker.close()
+        return unforeseen.value
+
+    with Engine(tiny_model(), threads=1) as engine:
+        assert "ZeroDivisionError" in str(asyncio.run(twice(engine)))
+
+
+def test_when_there_should_be_room_again() -> None:
+    async def told() -> list[int]:
+        worker, found = Worker(4), list[int]()
+        found.append(worker.retry_after(1))
+        worker._finished += [time.monotonic() - 10 + i for i in range(11)]  # one a second
+        for worker._active in (2, 13, 500):
+            found.append(worker.retry_after(1))
+        await worker.close()
+        return found
+
+    assert asyncio.run(told()) == [5, 1, 9, 60]
+
+
+def test_a_prompt_is_forgotten_while_others_wait_for_it(tiny_model: TinyModel) -> None:
     async def forgotten(engines: list[Engine]) -> None:
         served = [Served(f"{i}", engine) for i, engine in enumerate(engines)]
         models = Models(served, {"default": UrialPrompt("Be good. " * 9)})
-        for _ in range(5):
+        for turns in range(5):
             await models.put(served[0], "mine", "Be short. " * 9)
+            await models.unpin(served[0], "mine")
+            chats = [asyncio.ensure_future(models.chat(one, "mine", CHAT)) for one in served]
+            for _ in range(turns):
+                await asyncio.sleep(0)
             pins = [models.pin(one, "mine") for one in served]
-            told = await asyncio.gather(models.remove("mine"), *pins, return_exceptions=True)
+            work = (*chats, models.remove("mine"), *pins)
+            told = await asyncio.gather(*work, return_exceptions=True)
             assert all(not isinstance(one, Exception) or isinstance(one, Refusal) for one in told)
             assert "mine" not in models.prompts
             assert not any("mine" in one.pins for one in served)
